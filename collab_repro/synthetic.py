@@ -1,0 +1,90 @@
+"""Ratings drawn from planted biases and factors: data for when there is none, and a truth to test against."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+__all__ = ["Truth", "planted_ratings"]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What planted ratings were drawn from, before rounding to stars.
+
+    `user_bias` and `movie_bias` are indexed by user id and by title, in stars; `user_factors`
+    (n_users, n_factors) and `movie_factors` (n_movies, n_factors) add their dot product, also stars.
+    """
+
+    mean: float
+    user_bias: pd.Series
+    movie_bias: pd.Series
+    user_factors: pd.DataFrame
+    movie_factors: pd.DataFrame
+
+
+def planted_ratings(
+    n_users: int = 943,
+    n_movies: int = 1664,
+    n_ratings: int = 100_000,
+    n_factors: int = 4,
+    seed: int = 0,
+) -> tuple[pd.DataFrame, Truth]:
+    """Made-up ratings with the columns of the chapter's: user, movie, rating, timestamp, title.
+
+    Whole stars 1 to 5; activity and popularity have MovieLens' long tails; no pair comes twice.
+    Each rating is mean + user bias + movie bias + dot product + noise, rounded. The defaults are
+    MovieLens 100K's size. Everything is a function of `seed` and the sizes.
+    Raises ValueError when so many different pairs do not exist.
+    """
+    if n_ratings > 0.9 * n_users * n_movies:
+        raise ValueError(f"{n_ratings:,} ratings need more than {n_users:,} users x {n_movies:,} movies")
+    rng = np.random.default_rng(seed)
+    user_bias, movie_bias = rng.normal(0, 0.4, n_users), rng.normal(0, 0.55, n_movies)
+    scale = 0.5 / np.sqrt(max(n_factors, 1)) ** 0.5
+    user_factors, movie_factors = (rng.normal(0, scale, (n, n_factors)) for n in (n_users, n_movies))
+
+    users, movies = _pairs(rng, n_users, n_movies, n_ratings)
+    stars = 3.53 + user_bias[users] + movie_bias[movies] + rng.normal(0, 0.8, n_ratings)
+    for f in range(n_factors):  # one factor at a time: no (n_ratings, n_factors) copy
+        stars += user_factors[users, f] * movie_factors[movies, f]
+
+    titles = np.array([f"Film {m + 1:0{len(str(n_movies))}} ({1930 + m % 69})" for m in range(n_movies)])
+    ratings = pd.DataFrame(
+        {
+            "user": users + 1,
+            "movie": movies + 1,
+            "rating": np.clip(np.rint(stars), 1, 5).astype(np.int64),
+            "timestamp": 880_000_000 + rng.integers(0, 10_000_000, n_ratings),
+            "title": pd.Categorical.from_codes(movies, titles),
+        }
+    )
+    ratings["title"] = ratings["title"].astype(str) if n_ratings <= 1_000_000 else ratings["title"]
+    ratings.attrs |= {
+        "name": "synthetic",
+        "source": f"planted ratings ({n_ratings:,} made up from seed {seed}; not MovieLens)",
+    }
+    by_user, by_title = pd.RangeIndex(1, n_users + 1, name="user"), pd.Index(titles, name="title")
+    truth = Truth(
+        mean=3.53,
+        user_bias=pd.Series(user_bias, by_user, name="bias"),
+        movie_bias=pd.Series(movie_bias, by_title, name="bias"),
+        user_factors=pd.DataFrame(user_factors, by_user),
+        movie_factors=pd.DataFrame(movie_factors, by_title),
+    )
+    return ratings, truth
+
+
+def _pairs(rng, n_users: int, n_movies: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    "`n` different (user, movie) pairs, both drawn from long-tailed popularities, in random order."
+    activity = rng.permutation(rng.lognormal(0, 1.0, n_users))
+    popularity = rng.permutation(1 / (np.arange(n_movies) + 20) ** 1.1)
+    cum_u, cum_m = (np.cumsum(p / p.sum()) for p in (activity, popularity))
+    found = np.empty(0, np.int64)
+    while len(found) < n:
+        want = int(1.3 * (n - len(found))) + 1000
+        users = np.minimum(np.searchsorted(cum_u, rng.random(want)), n_users - 1)
+        movies = np.minimum(np.searchsorted(cum_m, rng.random(want)), n_movies - 1)
+        found = np.unique(np.concatenate([found, users * n_movies + movies]))
+    found = rng.permutation(found)[:n]
+    return found // n_movies, found % n_movies

@@ -1,0 +1,38 @@
+"""Ratings for the tests: planted ones always, MovieLens 100K where it can be had."""
+
+import os
+
+import pandas as pd
+import pytest
+import torch
+from collab_repro.data import RatingsUnavailable, load_ratings
+from collab_repro.synthetic import Truth, planted_ratings
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    "Batches this small only lose by a second thread."
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def planted() -> pd.DataFrame:
+    "A few thousand planted ratings: enough to train on in a second."
+    return planted_ratings(n_users=120, n_movies=90, n_ratings=4000, n_factors=3, seed=1)[0]
+
+
+@pytest.fixture(scope="session")
+def planted_full() -> tuple[pd.DataFrame, Truth]:
+    "Planted ratings of MovieLens 100K's size, and the truth behind them."
+    return planted_ratings()
+
+
+@pytest.fixture(scope="session")
+def ml100k() -> pd.DataFrame:
+    "The real ratings. Without them the test is skipped, or fails where COLLAB_REPRO_REQUIRE_REAL=1."
+    try:
+        return load_ratings()
+    except RatingsUnavailable as why:
+        if os.environ.get("COLLAB_REPRO_REQUIRE_REAL") == "1":
+            raise
+        pytest.skip(f"MovieLens 100K could not be had: {why}")
