@@ -1,4 +1,19 @@
-"""fastbook chapter 8 reproduced: nn.Embedding against a plain indexed nn.Parameter."""
+"""fastbook chapter 8 reproduced: nn.Embedding against a plain indexed nn.Parameter.
+
+The tour, in the order the data flows:
+
+- data: `load_ratings()` gives the chapter's DataFrame, `planted_ratings()` made-up ones with their truth;
+  `check_ratings` says what is wrong with one's own.
+- loaders: `RatingsDL`, the `dl_type` that serves every training row once an epoch.
+- models: `DotProduct`, `DotProductBias`, `DotProductBiasParams`, `CollabNN`.
+- training: `learner(ratings, model, seed)` is the chapter's Learner, `fit(learners)` trains one or many;
+  `FastLoop` and `FusedAdam` are what makes it quick, for any Learner.
+- comparing: `compare` (curves over seeds), `difference`, `same_start` (bit by bit), `copy_weights`.
+- the chapter: `RUNS`, `published()`, `reproduce()`, `against_the_book()`.
+- looking: `movie_bias`, `movie_factors`, `factor_pca`, `similar_movies`, `predict`; `Learned` keeps a
+  model's tables in a plain file. `collab_repro.plots` draws all of it, `collab_repro.stability` tells
+  how sure one can be, `collab_repro.lookups` and `collab_repro.ablations` why it works.
+"""
 
 import warnings
 
@@ -7,9 +22,52 @@ with warnings.catch_warnings():
     import fastai.collab  # noqa: F401
 
 from .chapter import RUNS, published
+from .checks import BadRatings, check_ratings
 from .compare import compare, copy_weights, difference, same_start, summary
+from .data import RatingsUnavailable, load_ratings
 from .fast import FastLoop, FusedAdam
+from .interpret import factor_pca, movie_bias, movie_factors, predict, similar_movies
+from .learned import Learned
 from .loaders import RatingsDL
 from .models import CollabNN, DotProduct, DotProductBias, DotProductBiasParams
+from .plots import plot_bias, plot_curves, plot_difference, plot_factors
+from .reproduce import against_the_book, reproduce
 from .synthetic import planted_ratings
 from .training import curve, fit, learner
+
+__all__ = [
+    "RUNS",
+    "BadRatings",
+    "CollabNN",
+    "DotProduct",
+    "DotProductBias",
+    "DotProductBiasParams",
+    "FastLoop",
+    "FusedAdam",
+    "Learned",
+    "RatingsDL",
+    "RatingsUnavailable",
+    "against_the_book",
+    "check_ratings",
+    "compare",
+    "copy_weights",
+    "curve",
+    "difference",
+    "factor_pca",
+    "fit",
+    "learner",
+    "load_ratings",
+    "movie_bias",
+    "movie_factors",
+    "planted_ratings",
+    "plot_bias",
+    "plot_curves",
+    "plot_difference",
+    "plot_factors",
+    "predict",
+    "published",
+    "reproduce",
+    "same_start",
+    "similar_movies",
+    "summary",
+]

@@ -69,8 +69,8 @@ def _names(columns: list, *given: str | None) -> list:
     """The user, item and rating columns."""
     item = "title" if "title" in columns else None
     defaults = [*columns[:1], *([item] if item else columns[1:2]), *columns[2:3], None, None, None]
-    names = [default if name is None else name for name, default in zip(given, defaults)]
-    for role, name in zip(("user", "item", "rating"), names):
+    names = [default if name is None else name for name, default in zip(given, defaults, strict=False)]
+    for role, name in zip(("user", "item", "rating"), names, strict=True):
         if columns.count(name) != 1:
             close = get_close_matches(str(name), map(str, columns), 1)
             hint = f"did you mean {close[0]!r}?" if close and name not in columns else "rename it"
@@ -143,12 +143,9 @@ def _stars(column: pd.Series, y_range: tuple[float, float] | None) -> pd.Series:
 
     def bad(wrong: np.ndarray, what: str, remedy: str) -> BadRatings:
         row = int(wrong.argmax())
-        return BadRatings(
-            f"column {column.name!r}, row {row}: {_show(column[row])} {what}; {remedy}"
-        )
+        return BadRatings(f"column {column.name!r}, row {row}: {_show(column[row])} {what}; {remedy}")
 
-    plain = isinstance(column.dtype, np.dtype) and column.dtype.kind in "iuf"
-    if not plain or column.dtype.itemsize > 8:
+    if not (isinstance(column.dtype, np.dtype) and column.dtype.kind in "iuf"):
         codes, uniques = pd.factorize(column)
         if (codes < 0).any():
             raise bad(codes < 0, "is no rating", "drop such rows with dropna()")

@@ -42,7 +42,7 @@ def train(
     epochs: int = 5,
     lr: float = 5e-3,
     wd: float = 0.1,
-    cbs=None,
+    progress: Callable[[int], None] = lambda trained: None,
     **settings,
 ) -> dict[tuple[str, int], Learner]:
     """A fitted Learner for each (model's name, seed), paired: a seed's models share split and batches.
@@ -50,7 +50,7 @@ def train(
     `settings` go to `learner` (bs, n_factors, y_range, split, init, order, column names).
     """
     learns = {(m.__name__, s): learner(ratings, m, s, **settings) for m in models for s in seeds}
-    fit(learns.values(), epochs, lr, wd, cbs)
+    fit(learns.values(), epochs, lr, wd, progress)
     return learns
 
 
@@ -142,13 +142,13 @@ def same_start(
     epochs: int = 5,
     lr: float = 5e-3,
     wd: float = 0.1,
+    progress: Callable[[int], None] = lambda trained: None,
     **settings,
 ) -> SameStart:
     "Train two models from the first one's initial weights on the same batches, and compare bit by bit."
     first, second = (learner(ratings, m, seed, **settings) for m in models)
     copy_weights(first.model, second.model)
-    fit([first], epochs, lr, wd)
-    fit([second], epochs, lr, wd)
+    fit([first, second], epochs, lr, wd, progress)
     pairs = list(zip(first.recorder.losses, second.recorder.losses, strict=True))
     ours, theirs = tables(first.model), tables(second.model)
     return SameStart(

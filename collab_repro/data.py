@@ -166,8 +166,10 @@ def _pip_download() -> bytes:
         io = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
         pip = subprocess.run(command, timeout=PATIENCE, **io)
         if pip.returncode:
-            lines = [line for line in pip.stderr.splitlines() if not line.startswith("WARNING")]
-            raise ValueError("pip says " + (lines or ["nothing"])[-1].strip())
+            lines = pip.stderr.splitlines() or ["nothing"]
+            broken = re.findall(r"connection broken by '(.+)'", pip.stderr)[-1:]
+            causes = "".join(f" ({re.sub('<.*?>[:,] ', '', cause)})" for cause in broken)
+            raise ValueError("pip says " + lines[-1].strip() + causes)
         return (Path(folder) / RECBOLE.file).read_bytes()
 
 

@@ -1,7 +1,8 @@
 """What a model learned, read by title: biases, factors, their PCA, neighbours, predictions.
 
 Every function takes a fastai Learner or a `Learned` as `learn`, works alike on `DotProductBias`,
-`DotProductBiasParams` and fastai's `EmbeddingDotBias`, and leaves the Learner as it was.
+`DotProductBiasParams` and fastai's `EmbeddingDotBias`, and leaves the Learner as it was. Where the
+numbers come from stands in `.attrs["source"]` of every table.
 Source: fastbook chapter 8, "Interpreting Embeddings and Biases" and "Embedding Distance".
 """
 
@@ -45,7 +46,7 @@ class UnknownTitle(UnknownId):
 def n_ratings(learn: Learner | Learned) -> pd.Series:
     """How many training rows each title has, int64 by title, most rated first (ties: by title)."""
     learned = Learned.of(learn)
-    counts = pd.Series(learned.n_ratings[1:], _titles(learned), name="n_ratings")
+    counts = _by_title(learned, learned.n_ratings).rename("n_ratings")
     return counts.sort_values(ascending=False, kind="stable")
 
 
@@ -59,14 +60,14 @@ def movie_bias(learn: Learner | Learned) -> pd.Series:
     learned = Learned.of(learn)
     if learned.movie_bias is None:
         raise ValueError(f"{learned.note.get('model') or 'this model'} has no biases")
-    bias = pd.Series(learned.movie_bias[1:], _titles(learned), name="bias")
+    bias = _by_title(learned, learned.movie_bias).rename("bias")
     return bias.sort_values(kind="stable")
 
 
 def movie_factors(learn: Learner | Learned) -> pd.DataFrame:
     """Each title's factors, float32, title x factor (numbered from 0), by title."""
     learned = Learned.of(learn)
-    return pd.DataFrame(learned.movie_factors[1:], _titles(learned))
+    return _by_title(learned, learned.movie_factors)
 
 
 def factor_pca(learn: Learner | Learned, n_components: int = 3, top: int = 1000) -> pd.DataFrame:
@@ -82,7 +83,7 @@ def factor_pca(learn: Learner | Learned, n_components: int = 3, top: int = 1000)
     largest = np.abs(pca.components_).argmax(axis=1)
     signs = np.sign(pca.components_[range(n_components), largest])
     components = pd.DataFrame(pca.transform(factors.astype(float)) * signs, factors.index)
-    components.attrs["explained_variance"] = pca.explained_variance_ratio_.tolist()
+    components.attrs = factors.attrs | {"explained_variance": pca.explained_variance_ratio_.tolist()}
     return components
 
 
@@ -106,7 +107,7 @@ def similar_movies(
     """
     if by not in ("cosine", "euclidean") or n < 0:
         raise ValueError(f"by={by!r}, n={n}: by is 'cosine' or 'euclidean', n is not negative")
-    counts, factors = n_ratings(learn), movie_factors(learn)
+    counts, factors = n_ratings(learn), movie_factors(learn).astype(float)
     if title not in counts.index:
         raise UnknownTitle(f"no title {title!r}{_suggest(title, counts.index)}")
     if counts[title] == 0:
@@ -117,6 +118,7 @@ def similar_movies(
     distance = pairwise_distances(factors.loc[[title]], factors.loc[others], metric=by)[0]
     near = pd.DataFrame({by: distance, "n_ratings": counts[others]})
     near = near.sort_values(by, kind="stable").head(n)
+    near.attrs = dict(factors.attrs)
     return near.assign(cosine=1 - near["cosine"]) if by == "cosine" else near
 
 
@@ -160,8 +162,12 @@ def predict(learn: Learner | Learned, rows: pd.DataFrame, unknown: str = "error"
     return pd.Series(score, rows.index, name="prediction")
 
 
-def _titles(learned: Learned) -> pd.Index:
-    return pd.Index(learned.titles[1:], name=learned.names[1])
+def _by_title(learned: Learned, table: np.ndarray) -> pd.Series | pd.DataFrame:
+    """A table of titles without '#na#'; `.attrs` says where it comes from."""
+    make = pd.Series if table.ndim == 1 else pd.DataFrame
+    by_title = make(table[1:], pd.Index(learned.titles[1:], name=learned.names[1]))
+    by_title.attrs["source"] = learned.origin
+    return by_title
 
 
 def _codes(vocabulary: list, ids: pd.Series) -> np.ndarray:

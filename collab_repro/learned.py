@@ -115,6 +115,13 @@ class Learned:
             note={name: str(value) for name, value in note.items()},
         )
 
+    @property
+    def origin(self) -> str:
+        """Where it all comes from, for a figure's foot: the ratings' source, the model, the seed."""
+        seed = f"seed {self.note['seed']}" if "seed" in self.note else ""
+        about = self.note.get("source") or self.note.get("data"), self.note.get("model"), seed
+        return ", ".join(filter(None, about))
+
     def save(self, path: str | Path) -> None:
         """Write an .npz of arrays and JSON text at `path`, whole or not at all.
 

@@ -130,7 +130,7 @@ class RatingsDL(TensorDL):
 
     def read(self, dataset: Tabular) -> tuple[Tensor, ...]:
         rated = set(dataset.y_names) <= set(dataset.items.columns)  # rows to predict have no rating
-        x = torch.from_numpy(dataset.items[list(dataset.cat_names)].to_numpy(np.int64))  # (n, 2)
+        x = torch.tensor(dataset.items[list(dataset.cat_names)].to_numpy(np.int64))  # (n, 2)
         if not rated:
             return (x,)
-        return x, torch.from_numpy(dataset.items[list(dataset.y_names)].to_numpy(np.float32))  # (n, 1)
+        return x, torch.tensor(dataset.items[list(dataset.y_names)].to_numpy(np.float32))  # (n, 1)

@@ -44,7 +44,10 @@ def bias_table(learns: Learns, level: float = 0.95) -> pd.DataFrame:
     table = {"mean": mean, "sd": sd, "low": mean - reach, "high": mean + reach}
     table |= {"best_rank": ranks.min(axis=1), "worst_rank": ranks.max(axis=1)}
     table["n_ratings"] = _counts(learns).mean(axis=1)
-    return pd.DataFrame(table, bias.index).sort_values("mean", kind="stable")
+    table = pd.DataFrame(table, bias.index).sort_values("mean", kind="stable")
+    about = dict.fromkeys(one.note.get("source", "") for one in learns)
+    table.attrs["source"] = ", ".join([*filter(None, about), f"{n} seed{'s' * (n != 1)}"])
+    return table
 
 
 def bias_rank_correlation(learns: Learns, min_ratings: int = 0) -> pd.DataFrame:
@@ -80,6 +83,7 @@ def neighbour_overlap(
     found = np.zeros((len(titles), len(known)))  # how many seeds find each neighbour
     itself = known.get_indexer(titles)[:, None] == np.arange(len(known))
     for factors in map(movie_factors, learns):
+        factors = factors.astype(float)
         distance = pairwise_distances(factors.loc[titles], factors.loc[known], metric=by)
         distance[itself] = np.inf
         near = distance.argsort(axis=1, kind="stable")[:, :n]

@@ -1,24 +1,33 @@
 """fastai Learners from explicit seeds, fitted, and their curves as tidy DataFrames."""
 
 import time
-from collections.abc import Callable, Iterable
-from itertools import groupby
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import chain, groupby
 
+import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.schedule import Learner  # the Learner with `fit_one_cycle`
-from fastai.collab import CollabDataLoaders, EmbeddingDotBias
+from fastai.collab import CollabDataLoaders, EmbeddingDotBias, TabularCollab
+from fastai.data.block import TransformBlock
+from fastai.data.core import DataLoaders
+from fastai.data.transforms import IndexSplitter
 from fastai.losses import MSELossFlat
+from fastai.tabular.core import Categorify
 from torch import nn
 
+from .checks import check_ratings
 from .fast import SHARED_WORK, FastLoop, FusedAdam, few_threads
 from .loaders import RatingsDL
 from .models import DotProduct, DotProductBias, DotProductBiasParams, YRange
+from .processes import in_processes, usable_cores
 from .sidebyside import fit_side_by_side
 
 __all__ = ["DivergedError", "curve", "fit", "learner"]
 
+MIN_PASS = 3  # models in a pass below which splitting it over processes gains little
 FROM_SIZES = (DotProduct, DotProductBias, DotProductBiasParams)
 
 
@@ -49,12 +58,22 @@ class Stopwatch(Callback):
         self.seconds.append(time.perf_counter() - self.started)
 
 
+class Reporter(Callback):
+    "Calls `report()` after each epoch."
+
+    def __init__(self, report: Callable[[], None]):
+        self.report = report
+
+    def after_epoch(self):
+        self.report()
+
+
 def learner(
     ratings: pd.DataFrame,
     model: Callable[..., nn.Module] = DotProductBias,
     seed: int = 0,
     *,
-    split: int | None = None,
+    split: int | Sequence[int] | None = None,
     init: int | None = None,
     order: int | None = None,
     n_factors: int = 50,
@@ -70,24 +89,14 @@ def learner(
     `model` is one of `DotProduct`, `DotProductBias`, `DotProductBiasParams`, fastai's
     `EmbeddingDotBias`, or any function from the DataLoaders to a module. `seed` fixes the split into
     training and validation rows, the initial weights and the batch order; `split`, `init` and `order`
-    fix one of the three apart. PyTorch's global random state is left as it was.
+    fix one of the three apart; `split` may also list the rows to validate on. PyTorch's global random
+    state is left as it was. Columns not named are the first three, the item `title` where there is one.
+    Raises `BadRatings` (see `check_ratings`).
     """
     split, init, order = (seed if own is None else own for own in (split, init, order))
-    if item_name is None and "title" in ratings:
-        item_name = "title"
+    ratings = check_ratings(ratings, user_name, item_name, rating_name, y_range, bs, valid_pct)
     with torch.random.fork_rng(devices=[]):
-        dls = CollabDataLoaders.from_df(
-            ratings,
-            valid_pct=valid_pct,
-            user_name=user_name,
-            item_name=item_name,
-            rating_name=rating_name,
-            seed=split,
-            bs=bs,
-            dl_type=RatingsDL,
-            shuffle_seed=order,
-            drop_last=False,
-        )
+        dls = _dls(ratings, split, valid_pct, bs=bs, dl_type=RatingsDL, shuffle_seed=order, drop_last=False)
         torch.manual_seed(init)
         if model in FROM_SIZES:
             module = model(*map(len, dls.classes.values()), n_factors, y_range)
@@ -96,6 +105,16 @@ def learner(
         else:
             module = model(dls)
     return Learner(dls, module, loss_func=MSELossFlat(), opt_func=FusedAdam, cbs=[FastLoop, Stopwatch])
+
+
+def _dls(ratings: pd.DataFrame, split: int | Sequence[int], valid_pct: float, **kwargs) -> DataLoaders:
+    "`CollabDataLoaders.from_df` of checked ratings; with validation rows given, what it does inside."
+    if isinstance(split, int | np.integer):
+        return CollabDataLoaders.from_df(ratings, valid_pct=valid_pct, seed=int(split), **kwargs)
+    user, item, rating = ratings.columns
+    splits = tuple(map(list, IndexSplitter(list(split))(ratings)))
+    columns = {"cat_names": [user, item], "y_names": [rating], "y_block": TransformBlock()}
+    return TabularCollab(ratings, [Categorify], **columns, splits=splits).dataloaders(**kwargs)
 
 
 def curve(learn: Learner, **labels) -> pd.DataFrame:
@@ -109,27 +128,74 @@ def curve(learn: Learner, **labels) -> pd.DataFrame:
     ]
 
 
-def fit(learns: Iterable[Learner], epochs: int = 5, lr: float = 5e-3, wd: float = 0.1, cbs=None) -> None:
-    """`learn.fit_one_cycle(epochs, lr, wd=wd)` for each of `learns`, side by side where that is possible.
+def fit(
+    learns: Iterable[Learner],
+    epochs: int = 5,
+    lr: float = 5e-3,
+    wd: float = 0.1,
+    progress: Callable[[int], None] = lambda trained: None,
+    processes: int | None = None,
+) -> None:
+    """`learn.fit_one_cycle(epochs, lr, wd=wd)` for each of `learns`, many at once where that is possible.
 
-    Weights, recorded losses and curves are those of each Learner fitted alone. Learners of the same
-    table-only model with equally many batches go together, the others one by one. `cbs` are fastai
-    callbacks for each pass. Raises `DivergedError` when a loss stops being a finite number.
+    Weights, optimizer states, recorded losses and curves are those of each Learner fitted alone, to the
+    bit. Fresh Learners of one table-only model with equally many batches are trained side by side, and
+    `processes` of such passes (all usable cores when None) run at a time. `progress` is called with the
+    number of model-epochs whenever some are done.
+    Raises `DivergedError` when a loss stops being a finite number.
     """
+    cores = usable_cores() if processes is None else processes
+    passes = []
     for _, alike in groupby(learns, key=_kind):
         alike = list(alike)
         work = alike[0].dls.train.bs * _width(alike[0].model)
-        most = max(1, SHARED_WORK // work)
-        for at in range(0, len(alike), most):
-            part = alike[at : at + most]
-            with few_threads(work * len(part)):
-                if len(part) > 1:
-                    wide = fit_side_by_side(part, epochs, lr, wd, [FastLoop, Stopwatch, *(cbs or ())])
-                    for learn in part:
-                        learn.stopwatch.seconds = [s / len(part) for s in wide.stopwatch.seconds]
-                else:
-                    with part[0].no_bar(), part[0].no_logging():
-                        part[0].fit_one_cycle(epochs, lr, wd=wd, cbs=cbs)
+        most = min(max(1, SHARED_WORK // work), max(MIN_PASS, -(-len(alike) // cores)))
+        passes += [alike[at : at + most] for at in range(0, len(alike), most)]
+
+    def one_pass(part: list[Learner], report: Callable[[int], None], forked: bool) -> list[dict]:
+        cbs = [Reporter(lambda: report(len(part)))]
+        with few_threads(part[0].dls.train.bs * _width(part[0].model) * len(part)):
+            if len(part) > 1:
+                wide = fit_side_by_side(part, epochs, lr, wd, [FastLoop, Stopwatch, *cbs])
+                for learn in part:
+                    learn.stopwatch.seconds = [s / len(part) for s in wide.stopwatch.seconds]
+            else:
+                with part[0].no_bar(), part[0].no_logging():
+                    part[0].fit_one_cycle(epochs, lr, wd=wd, cbs=cbs)
+        return [_state(learn) for learn in part] if forked else []
+
+    forked = cores > 1 and len(passes) > 1 and all(part[0].dls.device.type == "cpu" for part in passes)
+    jobs = [partial(one_pass, part, forked=forked) for part in passes]
+    states = in_processes(jobs, cores if forked else 1, progress)
+    if forked:
+        for learn, state in zip(chain(*passes), chain(*states), strict=True):
+            _restore(learn, state)
+
+
+RECORDED = "losses", "values", "lrs", "iters", "hps", "metric_names"
+
+
+def _state(learn: Learner) -> dict:
+    "What fitting changed in `learn`, to be carried between processes."
+    recorded = {name: getattr(learn.recorder, name) for name in RECORDED}
+    return {
+        "model": learn.model.state_dict(),
+        "opt": learn.opt.state_dict(),
+        "recorder": recorded | {"losses": torch.stack(list(recorded["losses"]))},
+        "seconds": learn.stopwatch.seconds,
+        "epoch_no": [dl.epoch_no for dl in learn.dls],
+    }
+
+
+def _restore(learn: Learner, state: dict) -> None:
+    learn.model.load_state_dict(state["model"])
+    learn.create_opt()
+    learn.opt.load_state_dict(state["opt"])
+    for name, value in state["recorder"].items():
+        setattr(learn.recorder, name, list(value) if name == "losses" else value)
+    learn.stopwatch.seconds = state["seconds"]
+    for dl, epoch_no in zip(learn.dls, state["epoch_no"], strict=True):
+        dl.epoch_no = epoch_no
 
 
 def _kind(learn: Learner) -> tuple:

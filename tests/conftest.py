@@ -5,6 +5,7 @@ import os
 import pandas as pd
 import pytest
 import torch
+
 from collab_repro.data import RatingsUnavailable, load_ratings
 from collab_repro.synthetic import Truth, planted_ratings
 

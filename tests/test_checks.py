@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from collab_repro.checks import BadRatings, check_ratings
 from collab_repro.synthetic import planted_ratings
 
-# fastai hands torch a frame's read-only memory; torch says so once a process
-pytestmark = pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+pytestmark = [  # both about fastai's own code
+    pytest.mark.filterwarnings("ignore:The given NumPy array is not writable"),
+    pytest.mark.filterwarnings("ignore:Constructing a Categorical with a dtype and values"),
+]
 
 N = 200
 RNG = np.random.default_rng(0)
@@ -53,9 +55,7 @@ def through_fastai(checked, users, items):
         ):
             decoded = [dls.classes[name][code] for code in rows[name]]
             true = [ids[row] for row in rows.index]
-            assert all(
-                d == t or (d == "#na#" and not whole) for d, t in zip(decoded, true, strict=True)
-            )
+            assert all(d == t or (d == "#na#" and not whole) for d, t in zip(decoded, true, strict=True))
     return dls
 
 
@@ -258,9 +258,7 @@ class TestIds:
             (one("who", 5, 2**64), r"row 5: id 18446744073709551616 does not fit.*astype\(str\)"),
             (one("who", 5, -(2**63) - 1), "row 5: id -9223372036854775809 does not fit"),
             (
-                having(
-                    "who", (PLAIN["who"].astype(object) * 2 + 2**63 - 41).replace(2**63 - 41, -1)
-                ),
+                having("who", (PLAIN["who"].astype(object) * 2 + 2**63 - 41).replace(2**63 - 41, -1)),
                 "fit",
             ),
             (having("who", PLAIN["who"] > 20), "row 0: .* in a column of boolean ids"),
@@ -337,9 +335,7 @@ def test_any_ids_come_through(ids, titles, seed):
     rng = np.random.default_rng(seed)
     users = [ids[k] for k in rng.permutation(np.arange(60) % len(ids))]
     items = [titles[k] for k in rng.integers(0, len(titles), 60)]
-    ratings = pd.DataFrame(
-        {"u": users, "i": pd.Series(items, dtype=object), "r": rng.uniform(1, 5, 60)}
-    )
+    ratings = pd.DataFrame({"u": users, "i": pd.Series(items, dtype=object), "r": rng.uniform(1, 5, 60)})
     ratings.attrs["duplicates"] = int(ratings.duplicated(["u", "i"]).sum())
     try:
         checked = check_ratings(ratings, bs=16)

@@ -197,9 +197,7 @@ class TestFolder:
         folder = unpack({k: v for k, v in files.items() if v is not None}, tmp_path / "ml-100k")
         if variable:
             monkeypatch.setenv(data.VARIABLE, str(folder))
-        with pytest.raises(
-            RatingsUnavailable, match=f"ml-100k: .*({words}).*; give the folder"
-        ) as e:
+        with pytest.raises(RatingsUnavailable, match=f"ml-100k: .*({words}).*; give the folder") as e:
             load_ratings(path=None if variable else folder)
         assert "\n" not in str(e.value)
 
@@ -276,9 +274,7 @@ class TestKept:
         small.routes(GROUPLENS=lambda: small.zip + b" ", RECBOLE=lambda: small.wheel[:-1])
         opened = []
         monkeypatch.setattr(zipfile, "ZipFile", lambda *a: opened.append(a))
-        with pytest.raises(
-            RatingsUnavailable, match=r"not the published ml-100k.zip.*recbole-1.2.1"
-        ):
+        with pytest.raises(RatingsUnavailable, match=r"not the published ml-100k.zip.*recbole-1.2.1"):
             load_ratings()
         assert not opened and not left(small.archives)
 
@@ -287,9 +283,7 @@ class TestKept:
         load_ratings()
         shutil.rmtree(small.archives)
         small.archives.write_text("a file where the folder should be")
-        with pytest.warns(
-            UserWarning, match=r"ml-100k.zip isn't kept for next time: .*FASTAI_HOME"
-        ):
+        with pytest.warns(UserWarning, match=r"ml-100k.zip isn't kept for next time: .*FASTAI_HOME"):
             same(load_ratings(), small.ratings)
 
     def test_full_disk(self, small, monkeypatch):
@@ -428,7 +422,7 @@ def moves_on(request):
     request.end_headers()
 
 
-EVIL = packed({"../../evil": b"x", "/tmp/evil": b"x", "ml-100k/u.data": b"0" * 5_000_000})
+EVIL = packed({"../../evil": b"x", "/evil": b"x", "ml-100k/u.data": b"0" * 5_000_000})
 
 
 class TestServer:
@@ -528,6 +522,14 @@ class TestPip:
         with pytest.raises(RatingsUnavailable, match=r"pip: pip says ERROR: No matching.*recbole"):
             load_ratings()
 
+    def test_index_out_of_reach(self, small, index, monkeypatch):
+        monkeypatch.delenv("PIP_NO_INDEX")
+        monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:1/simple")
+        words = r"pip says ERROR: No matching.*\(.*Failed to establish .*Connection refused"
+        with pytest.raises(RatingsUnavailable, match=words) as error:
+            load_ratings()
+        assert "<" not in str(error.value) and "\n" not in str(error.value)
+
     def test_wrong_hash(self, small, index):
         index.write_bytes(packed(recbole_files(small.ratings[1:])))
         words = "bytes that are not the published recbole-1.2.1-py3-none-any.whl"
@@ -538,8 +540,9 @@ class TestPip:
     def test_a_source_package_is_never_run(self, small, index, tmp_path):
         mark = tmp_path / "ran"
         source = tmp_path / "recbole-1.2.1"
-        setup = f"open({str(mark)!r}, 'w')\nfrom setuptools import setup\nsetup(name='recbole')"
-        unpack({"setup.py": setup.encode()}, source)
+        build = b'[build-system]\nrequires = []\nbuild-backend = "run"\nbackend-path = ["."]\n'
+        run = f"open({str(mark)!r}, 'w').close()".encode()
+        unpack({"pyproject.toml": build, "run.py": run, "PKG-INFO": b""}, source)
         archive = str(index.with_name("recbole-1.2.1"))
         shutil.make_archive(archive, "gztar", tmp_path, "recbole-1.2.1")
         with pytest.raises(RatingsUnavailable, match="pip says ERROR"):
