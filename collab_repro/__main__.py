@@ -5,8 +5,12 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from fastai.torch_core import rank_distrib
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
@@ -17,7 +21,7 @@ from .compare import BOTH, curves, same_start, train
 from .data import RatingsUnavailable, load_ratings
 from .files import FileError
 from .interpret import UnknownTitle
-from .learned import Learned, LearnedFileError
+from .learned import Learned
 from .report import chapter_report, report, title_to_show
 from .reproduce import against_the_book, reproduce
 from .training import DivergedError
@@ -32,7 +36,6 @@ SAID = (
     BadRatings,
     DivergedError,
     FileError,
-    LearnedFileError,
     RatingsUnavailable,
     UnknownTitle,
     results.ResultsError,
@@ -148,6 +151,11 @@ COMMANDS = {None: main_command, "plots": plots_command, "chapter": chapter_comma
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code: 0, 2 after one clear line on stderr, 130 when interrupted."""
     args = parser().parse_args(argv)
+    if rank_distrib():  # under torchrun, all processes train and the first one tells
+        with redirect_stdout(StringIO()), TemporaryDirectory() as out:
+            args.out = Path(out)
+            COMMANDS[args.command](args)
+        return 0
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"Note: {message}", file=sys.stderr)
         try:

@@ -233,13 +233,15 @@ def ablate(
     """
     settings = {"epochs": epochs, "lr": lr, "wd": wd, "bs": bs, "n_factors": n_factors}
     seeds, changes = list(seeds), list(changes)
-    asis = {of: _runs(ratings, of, None, seeds, **settings) for of in dict.fromkeys(c.of for c in changes)}
+    asis = {
+        of: _runs(ratings, of, None, seeds, **settings) for of in (E, P) if any(c.of is of for c in changes)
+    }
     found = [("as in the chapter", of.__name__, "", "", *_losses(runs)) for of, runs in asis.items()]
     for c in changes:
         try:
             runs = _runs(ratings, c.model, c.loss, seeds, **settings)
         except (RuntimeError, TypeError) as error:
-            detail = shorten(f"{type(error).__name__}: {error}", 100, placeholder=" ...")
+            detail = shorten(f"{type(error).__name__}: {error}", 120, placeholder=" ...")
             found.append((c.change, c.of.__name__, "raises", detail, *[float("nan")] * 3))
         else:
             found.append((c.change, c.of.__name__, _outcome(runs, asis[c.of]), "", *_losses(runs)))

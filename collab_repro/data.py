@@ -21,7 +21,6 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-import uuid
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -34,6 +33,7 @@ import numpy as np
 import pandas as pd
 from fastai.data.external import URLs, fastai_cfg
 
+from .files import write_whole
 from .synthetic import planted_ratings
 
 VARIABLE = "COLLAB_REPRO_DATA"
@@ -256,20 +256,11 @@ def _place(key: str, name: str) -> Path:
 
 
 def _keep(name: str, content: bytes) -> None:
-    """Keep an archive whole or not at all; clears away what killed runs left an hour ago."""
+    """Keep an archive for next time, whole or not at all."""
     try:
         file = _place("archive", name)
         file.parent.mkdir(parents=True, exist_ok=True)
-        for stale in file.parent.glob(f".{name}.*"):
-            with suppress(FileNotFoundError):  # another process may be faster
-                if time.time() - stale.stat().st_mtime > 3600:
-                    stale.unlink()
-        unfinished = file.with_name(f".{name}.{uuid.uuid4().hex}")
-        try:
-            unfinished.write_bytes(content)
-            unfinished.replace(file)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        write_whole(file, content)
     except OSError as error:
         remedy = "let FASTAI_HOME name a folder that can be written"
         warnings.warn(f"{name} isn't kept for next time: {_reason(error)}; {remedy}", stacklevel=4)

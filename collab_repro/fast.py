@@ -7,7 +7,7 @@ calling every callback for every event of every batch, and its Adam on some fort
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -15,6 +15,7 @@ from fastai.callback.core import (
     Callback,
     CancelTrainException,
     CancelValidException,
+    GatherPredsCallback,
     TrainEvalCallback,
     event,
 )
@@ -104,27 +105,31 @@ class FastLoop(Callback):
         return [cb for cb in seen if type(cb) not in UNDERSTOOD]
 
     def before_fit(self):
-        if others := self.onlookers():
+        self.ran = False
+        others = [cb for cb in self.onlookers() if not isinstance(cb, GatherPredsCallback)]  # no training
+        if others:
             warnings.warn(
                 f"FastLoop steps aside: {', '.join(map(str, others))} must see every batch", stacklevel=2
             )
 
     def before_train(self):
-        if not self.onlookers():
-            self._train()
-            raise CancelTrainException
+        self._run_instead(self._train, CancelTrainException)
 
     def before_validate(self):
-        if not self.onlookers():
-            self._validate()
-            raise CancelValidException
+        self._run_instead(self._validate, CancelValidException)
 
-    # The epoch was not cut short: let the Recorder log it.
+    def _run_instead(self, loop: Callable[[], None], cancel: type[Exception]) -> None:
+        self.ran = not self.onlookers()
+        if self.ran:
+            loop()
+            raise cancel
+
+    # Only fastai's own loop was cut short, the epoch was not: let the Recorder log it.
     def after_cancel_train(self):
-        self.recorder.cancel_train = False
+        self.recorder.cancel_train, self.ran = not self.ran, False
 
     def after_cancel_validate(self):
-        self.recorder.cancel_valid = False
+        self.recorder.cancel_valid, self.ran = not self.ran, False
 
     def _batches(self) -> Iterator:
         "The epoch's batches on the model's device, set on the learner one by one as fastai does."

@@ -6,6 +6,7 @@ numbers come from stands in `.attrs["source"]` of every table.
 Source: fastbook chapter 8, "Interpreting Embeddings and Biases" and "Embedding Distance".
 """
 
+from collections.abc import Sequence
 from difflib import get_close_matches
 
 import numpy as np
@@ -27,6 +28,7 @@ __all__ = [
     "n_ratings",
     "predict",
     "similar_movies",
+    "suggest",
 ]
 
 MIN_RATINGS = 50  # see similar_movies
@@ -109,7 +111,7 @@ def similar_movies(
         raise ValueError(f"by={by!r}, n={n}: by is 'cosine' or 'euclidean', n is not negative")
     counts, factors = n_ratings(learn), movie_factors(learn).astype(float)
     if title not in counts.index:
-        raise UnknownTitle(f"no title {title!r}{_suggest(title, counts.index)}")
+        raise UnknownTitle(f"no title {title!r}{suggest(title, counts.index)}")
     if counts[title] == 0:
         raise UnknownTitle(f"{title!r} has no rating among the training rows: nothing was learned")
     others = counts.index[counts >= min_ratings].drop(title, errors="ignore")
@@ -122,9 +124,12 @@ def similar_movies(
     return near.assign(cosine=1 - near["cosine"]) if by == "cosine" else near
 
 
-def predict(learn: Learner | Learned, rows: pd.DataFrame, unknown: str = "error") -> pd.Series:
+def predict(
+    learn: Learner | Learned | Sequence[Learner | Learned], rows: pd.DataFrame, unknown: str = "error"
+) -> pd.Series:
     """Predicted ratings of `rows`, which have the columns of users and titles that `learn` was
-    trained on, as float64 on the index of `rows`; all lie inside y_range.
+    trained on, as float64 on the index of `rows`; all lie inside y_range. Several models make an
+    ensemble: the mean of their predictions.
 
     fastai sends whom it doesn't know to the row '#na#', silently. Here `unknown="error"` raises,
     and "average" predicts with the mean factors and bias of all users or of all rated titles
@@ -133,6 +138,8 @@ def predict(learn: Learner | Learned, rows: pd.DataFrame, unknown: str = "error"
     Raises `UnknownId` naming the first few (`UnknownTitle` when it is titles alone), ValueError
     for missing columns or another `unknown`.
     """
+    if isinstance(learn, list | tuple):
+        return sum(predict(one, rows, unknown) for one in learn) / len(learn)
     learned = Learned.of(learn)
     if unknown not in ("error", "average"):
         raise ValueError(f"unknown={unknown!r}: it is 'error' or 'average'")
@@ -189,7 +196,7 @@ def _few(ids: pd.Series, n: int = 3) -> str:
     return ", ".join(repr(getattr(one, "item", lambda one=one: one)()) for one in ids[:n]) + more
 
 
-def _suggest(title: object, known: pd.Index) -> str:
+def suggest(title: object, known: pd.Index) -> str:
     """The titles, most rated first in `known`, that someone who wrote `title` may have meant."""
     wanted = str(title).casefold().strip()
     if not wanted:

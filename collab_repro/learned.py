@@ -4,10 +4,7 @@
 alone, so that reading a file never runs what is in it.
 """
 
-import glob
 import json
-import time
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -18,9 +15,10 @@ import numpy as np
 import torch
 from fastai.learner import Learner
 
+from .files import FileError, write_whole
 from .models import tables
 
-__all__ = ["Learned", "LearnedFileError", "write_whole"]
+__all__ = ["Learned", "LearnedFileError"]
 
 FORMAT = "collab_repro.learned/1"
 NA = "#na#"  # fastai's row 0: whatever the vocabulary doesn't hold
@@ -30,7 +28,7 @@ TEXTS = "users", "titles", "y_range", "names", "note"
 INF = float("inf")
 
 
-class LearnedFileError(ValueError):
+class LearnedFileError(FileError):
     """A file that `Learned.save` didn't write, or not as it stands now."""
 
 
@@ -60,7 +58,6 @@ class Learned:
 
     def __post_init__(self):
         for rows in self.users, self.titles:
-            _check(isinstance(rows, list), "a vocabulary isn't a list")
             _check(rows and rows[0] == NA, f"a vocabulary's row 0 isn't {NA!r}")
             known = all(isinstance(row, int | float | str) for row in rows)
             _check(known, "an id isn't text or number")
@@ -154,23 +151,6 @@ class Learned:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             what = f"{path} isn't a file that Learned.save wrote, or was changed since"
             raise LearnedFileError(f"{what} ({reason})") from error
-
-
-def write_whole(path: str | Path, content: bytes) -> None:
-    """Write `content` at `path` whole or not at all: on failure what stood there still stands.
-
-    Clears away what killed writers of the same file left an hour ago or more. Raises OSError.
-    """
-    path = Path(path)
-    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        if time.time() - stale.stat().st_mtime > 3600:
-            stale.unlink(missing_ok=True)
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _plain(rows: Iterable) -> list:

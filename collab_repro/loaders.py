@@ -23,7 +23,7 @@ CHUNK = 1 << 20  # rows gathered at a time, which bounds the copy that shuffling
 def shuffled(n: int, seed: int, epoch: int) -> Tensor:
     "A permutation of `range(n)`, (n,) int64, fixed by `seed` and `epoch` and by nothing else."
     mixed = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0]
-    return torch.randperm(n, generator=torch.Generator().manual_seed(int(mixed >> 1)))
+    return torch.randperm(n, generator=torch.Generator().manual_seed(int(mixed) >> 1))
 
 
 def narrow(column: Tensor) -> Tensor:

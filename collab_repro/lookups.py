@@ -5,6 +5,7 @@ A table is (n, k), the rows wanted are `idx` (bs,) int64, what comes out is (bs,
 
 import time
 from collections.abc import Callable, Iterable
+from itertools import product
 from statistics import median
 
 import pandas as pd
@@ -107,20 +108,20 @@ def cost(
 ) -> pd.DataFrame:
     """Time of forward, backward and optimizer step against the number of rows, one thread.
 
-    Columns: way, rows, seconds (a step: the median of `repeats`, after two to warm up), megabytes, note. A
-    step that would hold more than `limit` megabytes is not taken: seconds is NaN, and note says why.
+    Columns: way, rows, seconds (a step: the median of `repeats` after two to warm up, or of as many more
+    as a third of a second holds), megabytes, note. A step that would hold more than `limit` megabytes is
+    not taken: seconds is NaN, and note says why.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         found = []
-        for way in ways:
-            for n in rows:
-                size = megabytes(way, n, n_factors, bs)
-                fits = size <= limit
-                note = "" if fits else f"not run: would hold {size:,.0f} MB, the limit is {limit:,.0f}"
-                taken = _seconds(way, n, n_factors, bs, repeats, seed) if fits else float("nan")
-                found.append((way, n, taken, size, note))
+        for way, n in product(ways, rows):
+            size = megabytes(way, n, n_factors, bs)
+            fits = size <= limit
+            note = "" if fits else f"not run: would hold {size:,.0f} MB, the limit is {limit:,.0f}"
+            taken = _seconds(way, n, n_factors, bs, repeats, seed) if fits else float("nan")
+            found.append((way, n, taken, size, note))
     finally:
         torch.set_num_threads(threads)
     return pd.DataFrame(found, columns=["way", "rows", "seconds", "megabytes", "note"])
@@ -133,7 +134,7 @@ def _seconds(way: str, rows: int, n_factors: int, bs: int, repeats: int, seed: i
     table = nn.Parameter(torch.zeros(rows, n_factors).normal_(0, 0.01, generator=random))
     opt = optimizer([table], lr=5e-3, **settings)
     taken = []
-    for _ in range(repeats + 2):
+    while len(taken) < repeats + 2 or sum(taken) < 1 / 3:
         idx = torch.randint(rows, (bs,), generator=random)
         started = time.perf_counter()
         lookup(table, idx).square().sum().backward()

@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.isotonic import isotonic_regression
 
 from .compare import difference
-from .learned import write_whole
+from .files import write_whole
 
 __all__ = [
     "LOOKS",
@@ -452,8 +452,8 @@ def _label_points(ax: Axes, x: Sequence[float], y: Sequence[float], labels: Sequ
 def plot_penalty(
     wds: Sequence[float] = (0, 0.1, 0.3, 1), ax: Sequence[Axes] | None = None, source: str = ""
 ) -> np.ndarray:
-    """Weight decay on one weight x: beside it the loss (x - 1)**2 with `wd` x**2 added, its minimum marked,
-    and first the penalty alone, which is steeper the larger `wd` is. `ax` is two Axes.
+    """Weight decay on a single weight x: the penalty wd x² of each of `wds`, and the loss (x − 1)² with
+    that penalty added, its minimum marked. `ax` is two Axes.
     """
     ax = plt.subplots(1, 2, figsize=(9, 3.6))[1] if ax is None else ax
     x = np.linspace(-1.5, 2, 200)

@@ -8,8 +8,7 @@ import pandas as pd
 
 from .chapter import published
 from .compare import SameStart, difference, summary
-from .interpret import UnknownTitle, movie_bias, similar_movies
-from .interpret import _suggest as suggest
+from .interpret import UnknownTitle, movie_bias, similar_movies, suggest
 from .learned import Learned
 
 __all__ = ["chapter_report", "report", "table", "title_to_show", "versions"]

@@ -1,12 +1,15 @@
 """The folder of results: what a run found, kept whole, and every figure drawn from it again."""
 
+from functools import partial
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 
 from . import plots
 from .chapter import published
-from .files import read_losses, write_table, write_whole
+from .files import FileError, read_losses, write_table, write_whole
 from .interpret import factor_pca, movie_bias
 from .learned import Learned
 from .reproduce import COLUMNS
@@ -17,7 +20,7 @@ CURVES = ["data", "model", "seed", "epoch", "train_loss", "valid_loss", "seconds
 BOOK_DATA = "ml-100k"  # the only ratings that the book's numbers are set beside
 
 
-class ResultsError(ValueError):
+class ResultsError(FileError):
     "A results folder without what is needed, or with something else in it."
 
 
@@ -47,20 +50,24 @@ def draw(out: Path) -> list[Path]:
     if (out / "curves.csv").exists():
         curves = read_losses(out / "curves.csv", CURVES)
         book = published(4, 5) if set(curves["data"]) == {BOOK_DATA} else None
-        figures["curves"] = plots.plot_curves(curves, book)
+        figures["curves"] = partial(plots.plot_curves, curves, book)
         if curves["model"].nunique() == 2:
-            figures["difference"] = plots.plot_difference(curves)
+            figures["difference"] = partial(plots.plot_difference, curves)
     for file in sorted(out.glob("learned-*.npz")):
-        learned = Learned.load(file)
-        name = file.stem.removeprefix("learned-")
-        figures[f"bias-{name}"] = plots.plot_bias(movie_bias(learned), source=learned.note["source"])
-        figures[f"factors-{name}"] = plots.plot_factors(factor_pca(learned), source=learned.note["source"])
+        learned, name = Learned.load(file), file.stem.removeprefix("learned-")
+        source = {"source": learned.note.get("source", "")}
+        figures[f"bias-{name}"] = partial(plots.plot_bias, movie_bias(learned), **source)
+        figures[f"factors-{name}"] = partial(plots.plot_factors, factor_pca(learned), **source)
     if (out / "chapter.csv").exists():
         losses = read_losses(out / "chapter.csv", COLUMNS)
-        figures["chapter"] = plots.plot_chapter(losses, published(*dict.fromkeys(losses["run"])))
+        book = published(*dict.fromkeys(losses["run"]))
+        figures["chapter"] = partial(plots.plot_chapter, losses, book)
     if not figures:
         raise ResultsError(f"{out} holds no curves.csv, learned-*.npz or chapter.csv to draw")
-    files = [out / f"{name}.png" for name in figures]
-    for file, axes in zip(files, figures.values(), strict=True):
-        plots.save_figure(axes, file)
+    files = []
+    for name, plot in figures.items():
+        axes = plot()
+        files.append(out / f"{name}.png")
+        plots.save_figure(axes, files[-1])
+        plt.close(np.ravel(axes)[0].figure)
     return files

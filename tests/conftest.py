@@ -2,6 +2,7 @@
 
 import os
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
@@ -14,6 +15,13 @@ from collab_repro.synthetic import Truth, planted_ratings
 def one_thread():
     "Batches this small only lose by a second thread."
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_figures_left():
+    "Figures are closed after each test."
+    yield
+    plt.close("all")
 
 
 @pytest.fixture(scope="session")

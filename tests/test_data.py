@@ -334,13 +334,13 @@ class TestKept:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             assert not file.exists() or file.read_bytes() == content
-        (small.archives / ".ml-100k.zip.fresh").write_bytes(b"another process at work")
-        (small.archives / ".ml-100k.zip.dead").write_bytes(b"left by a killed one")
+        (small.archives / ".ml-100k.zip.fresh.part").write_bytes(b"another process at work")
+        (small.archives / ".ml-100k.zip.dead.part").write_bytes(b"left by a killed one")
         for unfinished in small.archives.glob(".ml-100k.zip.*"):
-            if unfinished.suffix != ".fresh":
+            if "fresh" not in unfinished.name:
                 os.utime(unfinished, (0, 0))
         data._keep("ml-100k.zip", small.zip)
-        assert left(small.archives) == [".ml-100k.zip.fresh", "ml-100k.zip"]
+        assert left(small.archives) == [".ml-100k.zip.fresh.part", "ml-100k.zip"]
         assert file.read_bytes() == small.zip
 
 

@@ -14,7 +14,8 @@ from fastai.collab import EmbeddingDotBias
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collab_repro.learned import Learned, LearnedFileError, write_whole
+from collab_repro.files import write_whole
+from collab_repro.learned import Learned, LearnedFileError
 from collab_repro.models import CollabNN, DotProduct, DotProductBias, DotProductBiasParams, tables
 from collab_repro.training import learner
 
@@ -196,6 +197,7 @@ FOREIGN = {
     "row 0": lambda good, a: retold(a, b"#na#", b"none"),
     "a title twice": lambda good, a: retold(a, b"Film 1", b"Film 2"),
     "titles no list": lambda good, a: retold(a, b'["#na#", "Film 1", "Film 2", "Film 3"]', b'"#na#"'),
+    "an id of no kind": lambda good, a: retold(a, b"[\"#na#\", 1,", b'["#na#", null,'),
     "an id no id": lambda good, a: retold(a, b"[\"#na#\", 1,", b'["#na#", [1],'),
     "y_range": lambda good, a: retold(a, b"[0.0, 5.5]", b"[5.5, 0.0]"),
     "y_range without end": lambda good, a: retold(a, b"[0.0, 5.5]", b"[0.0, Infinity]"),

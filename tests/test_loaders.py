@@ -6,8 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from collab_repro.loaders import RatingsDL, TensorDL, narrow, shuffled
-from collab_repro.models import DotProductBias
 from fastai.callback.schedule import Learner
 from fastai.collab import CollabDataLoaders
 from fastai.learner import load_learner
@@ -16,6 +14,9 @@ from fastai.tabular.core import TabDataLoader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import TensorDataset
+
+from collab_repro.loaders import RatingsDL, TensorDL, narrow, shuffled
+from collab_repro.models import DotProductBias
 
 # What fastai's own loader makes torch say of pandas' memory, once a process.
 STOCK = pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
@@ -287,7 +288,7 @@ def test_show_results_shows_ratings_and_predictions(planted, shown):
         preds, _ = learn.get_preds()
     rows = planted.loc[learn.dls.valid.items.index[:3]]
     first = shown[0].head(3)
-    assert first["title"].tolist() == rows["title"].tolist()
+    assert [learn.dls.classes["title"][int(code)] for code in first["title"]] == rows["title"].tolist()
     assert first["rating"].tolist() == rows["rating"].tolist()
     assert first["rating_pred"].tolist() == pytest.approx(preds[:3].view(-1).tolist())
 

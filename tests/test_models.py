@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from fastai.collab import EmbeddingDotBias
+from torch import nn
+
 from collab_repro.models import (
     CollabNN,
     DotProduct,
@@ -11,8 +14,6 @@ from collab_repro.models import (
     squash,
     tables,
 )
-from fastai.collab import EmbeddingDotBias
-from torch import nn
 
 N_USERS, N_MOVIES, N_FACTORS = 30, 20, 5
 SIZES = N_USERS, N_MOVIES, N_FACTORS
@@ -46,7 +47,9 @@ def by_hand(model: nn.Module, x) -> torch.Tensor:
     held = {name: t.detach().double() for name, t in tables(model).items()}
     scores = []
     for user, movie in x.tolist():
-        score = sum(a * b for a, b in zip(held["user_factors"][user], held["movie_factors"][movie]))
+        score = sum(
+            a * b for a, b in zip(held["user_factors"][user], held["movie_factors"][movie], strict=True)
+        )
         if "user_bias" in held:
             score += held["user_bias"].view(-1)[user] + held["movie_bias"].view(-1)[movie]
         scores.append(score)

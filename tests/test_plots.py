@@ -33,6 +33,7 @@ from collab_repro.plots import (
 )
 
 rng = np.random.default_rng(0)
+RC = dict(mpl.rcParams)  # before any figure
 
 
 @pytest.fixture(autouse=True)
@@ -170,10 +171,10 @@ def unchanged(one, before) -> bool:
 def test_neither_input_nor_global_settings_change(name, monkeypatch):
     monkeypatch.setattr(plt, "show", lambda *_: pytest.fail("a figure shows itself"))
     plot, *data = FIGURES[name]
-    before, rc = copies(data), dict(mpl.rcParams)
+    before = copies(data)
     ax = plot(*data)
     assert all(map(unchanged, data, before))
-    assert dict(mpl.rcParams) == rc
+    assert dict(mpl.rcParams) == RC
     assert len(plt.get_fignums()) == 1
     assert all(isinstance(one, mpl.axes.Axes) for one in np.ravel(ax))
 
@@ -209,13 +210,23 @@ def test_nothing_is_cut_at_the_edge(name, tmp_path):
         assert (edge == 1).all()  # white all round
 
 
-def test_save_figure_keeps_the_old_file_when_it_fails(tmp_path):
+def test_nothing_is_cut_on_axes_that_leave_no_room(tmp_path):
+    save_figure(plot_cost(BENCH, "rows", "us", "way", ax=plt.subplots(figsize=(4, 3))[1]), tmp_path / "a.png")
+    pixels = imread(tmp_path / "a.png")[..., :3]
+    assert (pixels[:, -2:] == 1).all() and pixels.shape[1] > 4 * 150
+
+
+def test_save_figure_keeps_the_old_file_when_it_fails(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(b"old")
     with pytest.raises(TypeError):
         save_figure(plot_bias(BIAS), tmp_path / "a.png", dpi="many")
     assert (tmp_path / "a.png").read_bytes() == b"old"
     with pytest.raises(FileNotFoundError):
         save_figure(plot_bias(BIAS), tmp_path / "none" / "a.png")
+    monkeypatch.setattr(type(tmp_path), "replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        save_figure(plot_bias(BIAS), tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
 
 # What the figures show

@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+
 from collab_repro.interpret import movie_bias
 from collab_repro.synthetic import planted_ratings
 from collab_repro.training import fit, learner

@@ -1,0 +1,51 @@
+"""Training in several processes, through fastai's `distrib_ctx` and Accelerate, on CPUs as well as GPUs.
+
+    torchrun --nproc_per_node 2 -m collab_repro
+
+N processes train one model on batches of N x bs. fastai would wrap each loader in its `DistributedDL`,
+which needs CUDA; `RatingsDL` shares its own seeded order out instead.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
+
+import torch
+from fastai.learner import Learner
+from fastai.torch_core import num_distrib, rank_distrib
+
+from .loaders import TensorDL
+
+__all__ = ["distributed", "is_distributed"]
+
+
+def is_distributed() -> bool:
+    "Whether this process is one of several that `torchrun` (or the like) started."
+    return num_distrib() > 1
+
+
+def _share(dl: TensorDL) -> TensorDL:
+    "`dl` for this rank: every `world_size`-th row of the one order."
+    if dl.world_size > 1:
+        return dl
+    mine = copy(dl)
+    mine.rank, mine.world_size = rank_distrib(), num_distrib()
+    return mine
+
+
+@contextmanager
+def distributed(learn: Learner, **kwargs) -> Iterator[Learner]:
+    """`learn.distrib_ctx(**kwargs)` for a Learner whose loaders are `RatingsDL`s.
+
+    Each row is met once an epoch by one of the processes. Outside `torchrun` it changes nothing.
+    Raises ImportError, saying what to install, where Accelerate is missing.
+    """
+    if not is_distributed():
+        yield learn
+        return
+    import fastai.distributed  # noqa: F401  adds `distrib_ctx`; needs Accelerate to import
+
+    kwargs = {"sync_bn": False, "cpu": not torch.cuda.is_available(), **kwargs}
+    with learn.distrib_ctx(**kwargs):
+        learn.distributed_trainer._wrap_dl = _share
+        yield learn

@@ -1,0 +1,254 @@
+"""The notebooks: their form, a small run of each, and whether what they show is still what comes out."""
+
+import ast
+import copy
+import html
+import os
+import re
+import warnings
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+SMALL = {"data": "synthetic", "seeds": 2, "splits": 2, "epochs": 1, "table_rows": (1_000, 10_000)}
+# Committed outputs against a full run on another machine: losses move in the third decimal.
+RELATIVE, ABSOLUTE = 0.02, 0.01
+VARIES = "varies"  # the tag of a cell whose numbers are times, or differ between two runs
+DRAWING = {"bar", "barh", "boxplot", "contour", "errorbar", "fill_between", "hist", "imshow", "pcolormesh"}
+DRAWING |= {"pie", "plot", "scatter", "stem", "violinplot"}
+PATHS = re.compile(
+    r"(?<![\w.:/-])/(?:Users|content|home|mnt|opt|private|root|srv|tmp|usr|var|work)/|[A-Z]:\\"
+)
+DEBRIS = re.compile(r"\r|\x1b\[|█|it/s|s/it|\d%\||<progress|FloatProgress|ProgressBar")
+WARNING = re.compile(r"\b[A-Z]\w*Warning: |warnings\.warn\(")
+
+
+def read(file):
+    return nbformat.read(file, as_version=4)
+
+
+def code_cells(nb):
+    return [cell for cell in nb.cells if cell.cell_type == "code"]
+
+
+def parameters(nb):
+    "The cell tagged `parameters`."
+    (cell,) = (cell for cell in code_cells(nb) if "parameters" in cell.metadata.get("tags", []))
+    return cell
+
+
+def with_parameters(nb, **values):
+    "A copy of the notebook with `values` for those of its parameters that it has; the others stay."
+    nb = copy.deepcopy(nb)
+    cell = parameters(nb)
+    lines = cell.source.splitlines()
+    for node in reversed(ast.parse(cell.source).body):
+        name = node.targets[0].id
+        if name in values:
+            assert type(ast.literal_eval(node.value)) is type(values[name]), f"{name} is of another kind"
+            lines[node.lineno - 1 : node.end_lineno] = [f"{name} = {values[name]!r}"]
+    cell.source = "\n".join(lines)
+    return nb
+
+
+def execute(nb, folder, env=None, kernel="python3"):
+    "A copy of the notebook, run by nbclient in `folder` as Jupyter would: figures inline."
+    nb = copy.deepcopy(nb)
+    for cell in code_cells(nb):
+        cell.outputs, cell.execution_count = [], None
+    env = dict(os.environ if env is None else env)
+    env.pop("MPLBACKEND", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the Jupyter machinery; the kernel has its own filters
+        client = NotebookClient(
+            nb, timeout=1800, kernel_name=kernel, resources={"metadata": {"path": str(folder)}}
+        )
+        client.execute(env=env)
+    return nb
+
+
+def clone_on_path():
+    "This environment with the clone in front of the path, whatever is installed."
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+
+
+def texts(cell):
+    "What a cell shows in words: printed text, and results; of styled tables the cells, of others the text."
+    for output in cell.outputs:
+        if output.output_type == "stream":
+            yield output.text
+        elif "data" in output and "image/png" not in output.data:
+            plain = output.data.get("text/plain", "")
+            if re.fullmatch(r"<.* at 0x\w+>", plain):
+                page = re.sub(r"(?s)<style.*?</style>", "", output.data.get("text/html", ""))
+                plain = html.unescape(re.sub(r"<[^>]*>", " ", page))
+            yield plain
+
+
+def figures(nb):
+    return [o for cell in code_cells(nb) for o in cell.outputs if "image/png" in o.get("data", {})]
+
+
+def faults_in_outputs(nb):
+    "What committed outputs must not hold: a list of sentences, empty for a clean notebook."
+    found = []
+    for n, cell in enumerate(code_cells(nb), 1):
+        if cell.execution_count != n:
+            found.append(f"cell {n} was run as number {cell.execution_count}")
+        for output in cell.outputs:
+            if output.output_type == "error" or output.get("name") == "stderr":
+                found.append(f"cell {n} holds an error or stderr: {str(output)[:300]}")
+            said = output.get("text", "") + "\n".join(
+                str(shown)
+                for kind, shown in output.get("data", {}).items()
+                if not kind.startswith("image/png")
+            )
+            for what, pattern in (("a path", PATHS), ("a warning", WARNING), ("a progress bar", DEBRIS)):
+                if match := pattern.search(said):
+                    found.append(f"cell {n} holds {what}: {said[max(match.start() - 40, 0) :][:100]!r}")
+    return found
+
+
+NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d)\.?)(?:e[-+]?\d+)?(?!\w)")
+
+
+def drift(committed, fresh):
+    """Where the numbers in the text outputs of two runs of one notebook part: a list of sentences.
+
+    Whole numbers have to be equal, others within `RELATIVE` or `ABSOLUTE`. Left out are cells tagged
+    `varies` and the cell that prints the versions.
+    """
+    found = []
+    pairs = zip(code_cells(committed), code_cells(fresh), strict=True)
+    for n, (old, new) in enumerate(pairs, 1):
+        if VARIES in old.metadata.get("tags", []) or "load_ratings(data)" in old.source:
+            continue
+        before, after = ("\n".join(texts(cell)) for cell in (old, new))
+        stood, came = (NUMBER.findall(text) for text in (before, after))
+        if len(stood) != len(came) or NUMBER.sub("#", before).split() != NUMBER.sub("#", after).split():
+            found.append(f"cell {n} says other things:\n{before}\nnow:\n{after}")
+            continue
+        for a, b in zip(stood, came, strict=True):
+            x, y = (float(number.replace(",", "")) for number in (a, b))
+            whole = not set(".e") & set(a + b)
+            if abs(x - y) > (0 if whole else max(ABSOLUTE, RELATIVE * abs(x))):
+                found.append(f"cell {n}: {a} was committed, {b} comes out now")
+    return found
+
+
+each = pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem[:2])
+
+
+@each
+def test_form(file):
+    nb = read(file)
+    assert nb.metadata.kernelspec.name == "python3" and nb.metadata.kernelspec.language == "python"
+    opening = nb.cells[0]
+    assert opening.cell_type == "markdown" and opening.source.startswith("# ")
+    assert len(re.findall(r"(?m)^- ", opening.source)) >= 3, "the opening lists what the notebook shows"
+
+    code = code_cells(nb)
+    assert code[0].source == code_cells(read(NOTEBOOKS[0]))[0].source, "the set-up cell is the same in all"
+    assert re.search(r'(?m)^REPOSITORY = ""', code[0].source), "no made-up address"
+    assert code[1] is parameters(nb)
+    names = [node.targets[0].id for node in ast.parse(code[1].source).body]
+    assert names[0] == "data" and ast.literal_eval(ast.parse(code[1].source).body[0].value) == "ml-100k"
+    assert {"seeds", "splits", "epochs"} & set(names)
+
+
+@each
+def test_links(file):
+    "The last cell leads to the next notebook, and no cell leads nowhere."
+    nb = read(file)
+    last = nb.cells[-1]
+    assert last.cell_type == "markdown"
+    following = NOTEBOOKS[NOTEBOOKS.index(file) + 1 :]
+    if following:
+        assert "Next: " in last.source and f"]({following[0].name})" in last.source.split("Next: ")[1]
+    for cell in nb.cells:
+        if cell.cell_type == "markdown":
+            for link in re.findall(r"\]\(([^)#\s]+)", cell.source):
+                assert "://" in link or (file.parent / link).exists(), link
+
+
+@each
+def test_committed_outputs_are_clean(file):
+    nb = read(file)
+    assert faults_in_outputs(nb) == []
+    opening = "\n".join(text for cell in code_cells(nb)[:3] for text in texts(cell))
+    assert re.search(r"fastai \d", opening) and re.search(r"torch \d", opening), "versions are printed"
+    assert "data: MovieLens 100K" in opening, "the outputs come from the real ratings"
+
+
+@each
+def test_figures_are_the_packages(file):
+    nb = read(file)
+    assert figures(nb)
+    drawn = False
+    for cell in code_cells(nb):
+        for node in ast.walk(ast.parse(re.sub(r"(?m)^\s*[%!].*$", "", cell.source))):
+            drawn |= isinstance(node, ast.ImportFrom) and node.module == "collab_repro.plots"
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                assert node.func.attr not in DRAWING, ast.unparse(node)
+    assert drawn, "imports its figures from collab_repro.plots"
+
+
+@each
+def test_runs_small(file, tmp_path):
+    nb = execute(with_parameters(read(file), **SMALL), tmp_path, clone_on_path())
+    assert faults_in_outputs(nb) == []
+    assert "synthetic" in "\n".join(text for cell in code_cells(nb)[:3] for text in texts(cell))
+    assert figures(nb)
+
+
+WHOLE = [file for file in NOTEBOOKS if file.stem[:2] == "02" or os.environ.get("COLLAB_REPRO_ALL_NOTEBOOKS")]
+
+
+@pytest.mark.parametrize("file", WHOLE, ids=lambda file: file.stem[:2])
+def test_committed_outputs_are_what_comes_out(file, tmp_path, ml100k):
+    "One notebook run in full, or all of them where COLLAB_REPRO_ALL_NOTEBOOKS is set."
+    committed = read(file)
+    fresh = execute(committed, tmp_path, clone_on_path())
+    assert faults_in_outputs(fresh) == []
+    assert drift(committed, fresh) == []
+    assert len(figures(committed)) == len(figures(fresh))
+
+
+@pytest.mark.parametrize(
+    "was, now, said",
+    [
+        ("0.8250", "0.8451", "0.8250 was committed, 0.8451 comes out now"),
+        ("0.8250", "0.8257", None),
+        ("6,250 of 6,250 losses", "6,249 of 6,250 losses", "6,250 was committed, 6,249 comes out now"),
+        ("the same .8231", "another .8231", "says other things"),
+        ("-0.04 to 6.61", "0.04 to 6.61", "-0.04 was committed"),
+        ("7e-08", "1e-07", None),
+    ],
+)
+def test_the_drift_check_can_fail(was, now, said):
+    def notebook(text):
+        output = nbformat.v4.new_output("stream", text=text)
+        return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("", outputs=[output])])
+
+    found = drift(notebook(was), notebook(now))
+    assert (found == []) if said is None else (said in found[0])
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("saved in /home/ada/results", "a path"),
+        ("x.py:3: UserWarning: Using a target size", "a warning"),
+        ("50%|█████     | 5/10 [00:01<00:01,  5.0it/s]", "a progress bar"),
+        ("and/or 1/2, https://example.org/home/ada, with a warning", None),
+    ],
+)
+def test_the_output_check_can_fail(text, said):
+    output = nbformat.v4.new_output("stream", text=text)
+    cell = nbformat.v4.new_code_cell("", outputs=[output], execution_count=1)
+    found = faults_in_outputs(nbformat.v4.new_notebook(cells=[cell]))
+    assert (found == []) if said is None else (said in found[0])

@@ -1,0 +1,285 @@
+"The chapter's runs as data, trained again over many splits, kept on the way, and held against the book."
+
+import sys
+
+import pandas as pd
+import pytest
+import torch
+from fastai.collab import EmbeddingDotBias, EmbeddingNN
+
+from collab_repro.chapter import RUNS, published
+from collab_repro.models import CollabNN, DotProduct, DotProductBias, DotProductBiasParams
+from collab_repro.reproduce import COLUMNS, against_the_book, reproduce, run_learner
+from collab_repro.training import fit
+
+module = sys.modules[reproduce.__module__]  # the package's name `reproduce` is the function
+FINAL = {  # the last epoch of each published table
+    1: (0.781661, 0.876511),
+    2: (0.377866, 0.877610),
+    3: (0.292948, 0.892580),
+    4: (0.490980, 0.823060),
+    5: (0.473570, 0.824263),
+    6: (0.496625, 0.821688),
+    7: (0.760255, 0.867455),
+    8: (0.781666, 0.864936),
+}
+FIRST = {
+    1: 1.326261,
+    2: 0.973745,
+    3: 0.929161,
+    4: 0.972090,
+    5: 0.962146,
+    6: 0.931751,
+    7: 0.940104,
+    8: 1.002747,
+}
+CLASSES = [
+    DotProduct,
+    DotProduct,
+    DotProductBias,
+    DotProductBias,
+    DotProductBiasParams,
+    EmbeddingDotBias,
+    CollabNN,
+    EmbeddingNN,
+]
+
+
+# --- the chapter as data --------------------------------------------------------------------------
+
+
+def test_the_chapter_has_eight_runs_of_five_epochs():
+    assert list(RUNS) == list(range(1, 9)) == [run.number for run in RUNS.values()]
+    assert all(len(run.losses) == 5 and all(len(row) == 2 for row in run.losses) for run in RUNS.values())
+
+
+def test_published_losses_are_the_books():
+    assert {n: run.losses[-1] for n, run in RUNS.items()} == FINAL
+    assert {n: run.losses[0][0] for n, run in RUNS.items()} == FIRST
+    for run in RUNS.values():
+        trains, valids = zip(*run.losses, strict=True)
+        assert list(trains) == sorted(trains, reverse=True), "training losses fall in every table"
+        assert all(0.2 < loss < 1.4 for loss in trains + valids)
+    total = sum(sum(sum(row) for row in run.losses) for run in RUNS.values())
+    assert total == pytest.approx(67.034148, abs=1e-6)
+
+
+def test_settings_are_the_books():
+    assert [run.wd for run in RUNS.values()] == [0.01] * 3 + [0.1] * 3 + [0.01, 0.1]
+    assert [run.y_range for run in RUNS.values()] == [None] + [(0, 5.5)] * 7
+
+
+def test_only_run_1_was_reprinted_otherwise():
+    assert [n for n, run in RUNS.items() if run.reprinted] == [1]
+    assert RUNS[1].reprinted[0] == (0.993168, 0.990168) and RUNS[1].reprinted[4] == (0.361314, 0.884209)
+    assert len(RUNS[1].reprinted) == 5
+
+
+def test_published_is_a_row_for_each_run_and_epoch():
+    table = published()
+    assert list(table.columns) == ["run", "name", "model", "epoch", "train_loss", "valid_loss"]
+    assert len(table) == 40 and table["epoch"].tolist() == list(range(5)) * 8
+    assert published(5, 4)["run"].tolist() == [5] * 5 + [4] * 5
+    assert published(1, reprinted=True)["valid_loss"].iloc[-1] == 0.884209
+    assert published(4, reprinted=True).equals(published(4))
+    with pytest.raises(KeyError):
+        published(9)
+
+
+# --- reproduce ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number, model", list(zip(RUNS, CLASSES, strict=True)))
+def test_every_run_has_its_model_and_settings(planted, number, model):
+    learn = run_learner(planted, number, split=2)
+    assert type(learn.model) is model
+    x, _ = learn.dls.one_batch()
+    learn.model.eval()
+    with torch.no_grad():
+        for p in learn.model.parameters():
+            p.mul_(1000)  # so large that only a sigmoid keeps predictions inside y_range
+        preds = learn.model(x)
+    bounded = bool(preds.min() >= 0 and preds.max() <= 5.5)
+    assert bounded == (RUNS[number].y_range is not None)
+    if number <= 6:
+        assert {p.shape[1] for p in learn.model.parameters() if p.ndim > 1} <= {50, 1}
+    assert learn.dls.train.bs == 64 and len(learn.dls.train_ds) == 3200
+
+
+def test_the_network_runs_have_the_chapters_layers(planted):
+    seven, eight = (run_learner(planted, n).model for n in (7, 8))
+    assert seven.layers[0].out_features == 100
+    assert [m.out_features for m in eight.layers.modules() if hasattr(m, "out_features")] == [100, 50, 1]
+
+
+@pytest.mark.parametrize("number", RUNS)
+def test_every_run_learns_something(planted, number):
+    found = reproduce(planted, [number], splits=1, epochs=3)
+    assert found["valid_loss"].iloc[-1] < found["valid_loss"].iloc[0] * 0.97
+    assert found["train_loss"].is_monotonic_decreasing
+
+
+def test_a_run_is_its_learner_fitted_with_the_chapters_lr_and_the_runs_wd(planted):
+    found = reproduce(planted, [3], splits=2, epochs=2)
+    assert list(found.columns) == COLUMNS and set(found["data"]) == {"synthetic"}
+    assert found[["run", "split", "epoch"]].to_numpy().tolist() == [[3, s, e] for s in (0, 1) for e in (0, 1)]
+    learn = run_learner(planted, 3, split=1)
+    fit([learn], epochs=2, lr=5e-3, wd=0.01)
+    rows = found.loc[found["split"] == 1, ["train_loss", "valid_loss"]].to_numpy().tolist()
+    assert rows == [list(row) for row in learn.recorder.values]
+
+
+def test_splits_differ(planted):
+    assert reproduce(planted, [4], splits=3, epochs=1)["valid_loss"].nunique() == 3
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    "The (run, split)s for which a learner was made."
+    made = []
+
+    def counting(ratings, number, split=0):
+        made.append((number, split))
+        return run_learner(ratings, number, split)
+
+    monkeypatch.setattr(module, "run_learner", counting)
+    return made
+
+
+def test_what_the_csv_holds_is_not_trained_again_and_comes_back_to_the_bit(planted, tmp_path, trained):
+    path = tmp_path / "chapter.csv"
+    first = reproduce(planted, [4, 5], 2, 1, path)
+    assert trained == [(4, 0), (4, 1), (5, 0), (5, 1)]
+    content = path.read_bytes()
+    trained.clear()
+    again = reproduce(planted, [4, 5], 2, 1, path)
+    assert trained == [] and path.read_bytes() == content
+    for other in (again, reproduce(planted, [4, 5], 2, 1)):
+        pd.testing.assert_frame_equal(first, other, check_exact=True, check_dtype=False)
+
+
+def test_an_interrupted_run_is_taken_up_and_ends_with_the_same_bytes(planted, tmp_path, trained, monkeypatch):
+    whole, broken = tmp_path / "whole.csv", tmp_path / "broken.csv"
+    reproduce(planted, [4, 7], 2, 1, whole)
+    trained.clear()
+
+    def interrupted(ratings, number, split=0):
+        if number == 7:
+            raise KeyboardInterrupt
+        trained.append((number, split))
+        return run_learner(ratings, number, split)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "run_learner", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            reproduce(planted, [4, 7], 2, 1, broken)
+    assert len(pd.read_csv(broken)) == 2, "what was trained before was lost"
+    reproduce(planted, [4, 7], 2, 1, broken)
+    assert trained == [(4, 0), (4, 1), (7, 0), (7, 1)]
+    assert broken.read_bytes() == whole.read_bytes()
+    assert sorted(tmp_path.iterdir()) == [broken, whole], "temporary files were left"
+
+
+def test_the_order_in_which_runs_were_asked_for_does_not_show_in_the_csv(planted, tmp_path):
+    one, other = tmp_path / "one.csv", tmp_path / "other.csv"
+    reproduce(planted, [2, 1], 2, 1, one)
+    reproduce(planted, [1], 1, 1, other)
+    reproduce(planted, [2], 2, 1, other)
+    found = reproduce(planted, [1], 2, 1, other)
+    assert one.read_bytes() == other.read_bytes()
+    assert set(found["run"]) == {1} and len(found) == 2
+    assert len(reproduce(planted, [1], 1, 1, other)) == 1, "more splits came back than were asked for"
+
+
+def test_a_split_that_is_missing_in_the_middle_alone_is_trained(planted, tmp_path, trained):
+    path = tmp_path / "chapter.csv"
+    reproduce(planted, [4], 3, 1, path)
+    content = path.read_bytes()
+    kept = pd.read_csv(path, dtype=str)
+    kept[kept["split"] != "1"].to_csv(path, index=False)
+    trained.clear()
+    reproduce(planted, [4], 3, 1, path)
+    assert trained == [(4, 1)] and path.read_bytes() == content
+
+
+@pytest.mark.parametrize("change", ["other data", "fewer epochs", "half a split"])
+def test_rows_of_other_data_or_of_another_number_of_epochs_do_not_count(planted, tmp_path, trained, change):
+    path = tmp_path / "chapter.csv"
+    reproduce(planted, [4], 1, 2, path)
+    if change == "half a split":
+        path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
+    epochs, ratings = (1 if change == "fewer epochs" else 2), planted.copy()
+    ratings.attrs = {**planted.attrs, "name": "mine" if change == "other data" else "synthetic"}
+    trained.clear()
+    found = reproduce(ratings, [4], 1, epochs, path)
+    assert trained == [(4, 0)]
+    assert len(found) == epochs and set(found["data"]) == {ratings.attrs["name"]}
+
+
+def test_ratings_without_a_name_are_taken_up_too(planted, tmp_path, trained):
+    unnamed = planted.copy()
+    unnamed.attrs = {}
+    path = tmp_path / "chapter.csv"
+    for _ in range(2):
+        reproduce(unnamed, [4], 1, 1, path)
+    assert trained == [(4, 0)]
+
+
+@pytest.mark.parametrize("content", ["a,b\n1,2\n", "", "\0\1\2", "run,data\n"])
+def test_a_foreign_csv_is_refused_and_left_alone(planted, tmp_path, content, trained):
+    path = tmp_path / "mine.csv"
+    path.write_text(content)
+    with pytest.raises(ValueError):
+        reproduce(planted, [4], 1, 1, path)
+    assert path.read_text() == content and trained == []
+
+
+def test_progress_adds_up_to_all_model_epochs_kept_ones_too(planted, tmp_path):
+    path, told = tmp_path / "chapter.csv", []
+    reproduce(planted, [4], 1, 2, path)
+    reproduce(planted, [4, 5], 2, 2, path, told.append)
+    assert sum(told) == 8 and told[0] == 2
+
+
+# --- against_the_book -----------------------------------------------------------------------------
+
+
+def losses_of(run, valid, train=0.5) -> pd.DataFrame:
+    "The last epoch of `run` over splits."
+    rows = [("ml-100k", run, "m", s, 4, train + 0.01 * s, v) for s, v in enumerate(valid)]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def test_z_is_the_books_distance_from_our_mean_in_sds_by_hand():
+    table = against_the_book(losses_of(4, [0.81, 0.82, 0.83]))
+    row = table.loc[(4, 4)]
+    assert row["valid_loss", "book"] == 0.823060
+    assert row["valid_loss", "mean"] == pytest.approx(0.82) and row["valid_loss", "sd"] == pytest.approx(0.01)
+    assert row["valid_loss", "z"] == pytest.approx(0.306)
+    assert row["train_loss", "z"] == pytest.approx((0.490980 - 0.51) / 0.01)
+    assert len(table) == 1
+
+
+@pytest.mark.parametrize(
+    "valid, train, verdict",
+    [
+        ([0.81, 0.82, 0.83], 0.48, "inside the spread"),
+        ([0.71, 0.72, 0.73], 0.48, "valid outside the spread"),
+        ([0.81, 0.82, 0.83], 0.38, "train outside the spread"),
+        ([0.91, 0.92, 0.93], 0.58, "train and valid outside the spread"),
+        ([0.82], 0.48, "no spread from one split"),
+    ],
+)
+def test_the_verdict_names_what_is_more_than_two_sds_away(valid, train, verdict):
+    assert against_the_book(losses_of(4, valid, train))["verdict"].tolist() == [verdict]
+
+
+def test_reprinted_values_are_compared_where_asked_for():
+    losses = losses_of(1, [0.87, 0.88])
+    assert against_the_book(losses).loc[(1, 4), ("valid_loss", "book")] == 0.876511
+    assert against_the_book(losses, reprinted=True).loc[(1, 4), ("valid_loss", "book")] == 0.884209
+
+
+def test_runs_are_compared_each_with_their_own_table():
+    table = against_the_book(pd.concat([losses_of(5, [0.8, 0.9]), losses_of(2, [0.8, 0.9])]))
+    assert table["valid_loss", "book"].to_dict() == {(2, 4): 0.877610, (5, 4): 0.824263}
