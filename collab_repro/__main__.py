@@ -161,6 +161,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             args.out.mkdir(parents=True, exist_ok=True)
             with FileLock(args.out / ".lock", timeout=0):
+                for left in args.out.glob(".*.part"):  # by a killed run: nobody else writes here now
+                    left.unlink()
                 COMMANDS[args.command](args)
         except Timeout:
             return _fail(f"another run is writing in {args.out}: wait for it, or give another --out")

@@ -44,11 +44,11 @@ def reproduce(
     """Train the chapter's `runs` on `splits` random splits each; every loss, a row an epoch.
 
     Columns: data, run, model, split, epoch (from 0), train_loss, valid_loss. With `path` the CSV there
-    grows as training goes on, and what it already holds of the same data and number of epochs is not
-    trained again. `progress` is called with the number of model-epochs each time some are done.
+    grows as training goes on; what it already holds of the same data and number of epochs is not
+    trained again, and its rows of other data stay. `progress` is called with the number of model-epochs each time some are done.
     """
     data = ratings.attrs.get("name", "")
-    done = _read(path, data, epochs)
+    done, others = _read(path, data, epochs)
     for number in runs:
         kept = set(done.loc[done["run"] == number, "split"])
         progress(epochs * len(kept & set(range(splits))))
@@ -61,18 +61,19 @@ def reproduce(
             rows = [curve(ln, **labels, split=s).drop(columns="seconds") for s, ln in part.items()]
             done = pd.concat([done, *rows], ignore_index=True)
             if path is not None:
-                write_table(path, done.sort_values(["run", "split", "epoch"]))
+                write_table(path, pd.concat([others, done.sort_values(["run", "split", "epoch"])]))
     wanted = done[done["run"].isin(list(runs)) & (done["split"] < splits)]
     return wanted.sort_values(["run", "split", "epoch"], ignore_index=True)
 
 
-def _read(path: str | Path | None, data: str, epochs: int) -> pd.DataFrame:
-    "The finished (run, split)s of `data` in the CSV at `path`: those with just `epochs` epochs."
+def _read(path: str | Path | None, data: str, epochs: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    "The finished (run, split)s of `data` in the CSV at `path`, those of `epochs` epochs; all other data's rows."
     if path is None or not Path(path).exists():
-        return pd.DataFrame({name: [] for name in COLUMNS}).astype({"run": int, "split": int, "epoch": int})
+        empty = pd.DataFrame({name: [] for name in COLUMNS}).astype({"run": int, "split": int, "epoch": int})
+        return empty, empty
     kept = read_losses(path, COLUMNS)
-    length = kept.groupby(["data", "run", "split"])["epoch"].transform("size")
-    return kept[(kept["data"] == data) & (length == epochs)].reset_index(drop=True)
+    ours, length = kept["data"] == data, kept.groupby(["data", "run", "split"])["epoch"].transform("size")
+    return kept[ours & (length == epochs)], kept[~ours]
 
 
 def against_the_book(losses: pd.DataFrame, reprinted: bool = False) -> pd.DataFrame:

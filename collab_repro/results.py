@@ -60,6 +60,8 @@ def draw(out: Path) -> list[Path]:
         figures[f"factors-{name}"] = partial(plots.plot_factors, factor_pca(learned), **source)
     if (out / "chapter.csv").exists():
         losses = read_losses(out / "chapter.csv", COLUMNS)
+        of = BOOK_DATA if BOOK_DATA in set(losses["data"]) else losses["data"].iloc[-1]
+        losses = losses[losses["data"] == of]
         book = published(*dict.fromkeys(losses["run"]))
         figures["chapter"] = partial(plots.plot_chapter, losses, book)
     if not figures:

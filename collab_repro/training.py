@@ -9,12 +9,14 @@ from itertools import chain, groupby
 import numpy as np
 import pandas as pd
 import torch
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, TrainEvalCallback
+from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import Learner  # the Learner with `fit_one_cycle`
 from fastai.collab import CollabDataLoaders, EmbeddingDotBias, TabularCollab
 from fastai.data.block import TransformBlock
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import IndexSplitter
+from fastai.learner import CastToTensor, Recorder
 from fastai.losses import MSELossFlat
 from fastai.tabular.core import Categorify
 from torch import nn
@@ -22,7 +24,7 @@ from torch import nn
 from .checks import check_ratings
 from .distributed import distributed, is_distributed
 from .fast import SHARED_WORK, FastLoop, FusedAdam, few_threads
-from .loaders import RatingsDL
+from .loaders import RatingsDL, TensorDL
 from .models import DotProduct, DotProductBias, DotProductBiasParams, YRange
 from .processes import in_processes, usable_cores
 from .sidebyside import fit_side_by_side
@@ -40,6 +42,8 @@ class DivergedError(ArithmeticError):
 class Stopwatch(Callback):
     "Seconds of each epoch, and an end with a reason for a run whose loss is no number any more."
 
+    order = 55  # after the Recorder
+
     def before_fit(self):
         self.seconds = []
 
@@ -50,14 +54,18 @@ class Stopwatch(Callback):
         losses = torch.stack(list(self.recorder.losses[-self.n_iter :]))  # (steps,), or (steps, models)
         bad = (~losses.isfinite()).view(len(losses), -1).any(dim=1).nonzero()
         if len(bad):
-            raise DivergedError(
-                f"the training loss is not a finite number from epoch {self.epoch}, batch {int(bad[0])} on "
-                f"(both from 0; highest learning rate so far {max(self.recorder.lrs):.2g}). The usual "
-                "causes: a learning rate too high, or ratings that are huge"
-            )
+            self._diverged("training", f"epoch {self.epoch}, batch {int(bad[0])} on")
 
     def after_epoch(self):
         self.seconds.append(time.perf_counter() - self.started)
+        if not torch.as_tensor(self.recorder.values[-1][1]).isfinite().all():
+            self._diverged("validation", f"the end of epoch {self.epoch} on")
+
+    def _diverged(self, which: str, since: str) -> None:
+        raise DivergedError(
+            f"the {which} loss is not a finite number from {since} (counted from 0; highest learning rate so "
+            f"far {max(self.recorder.lrs):.2g}). The usual causes: a learning rate too high, or huge ratings"
+        )
 
 
 class Reporter(Callback):
@@ -142,41 +150,48 @@ def fit(
 
     Weights, optimizer states, recorded losses and curves are those of each Learner fitted alone, to the
     bit. Fresh Learners of one table-only model with equally many batches are trained side by side, and
-    `processes` of such passes (all usable cores when None) run at a time. `progress` is called with the
-    number of model-epochs whenever some are done.
+    `processes` of such passes (all usable cores when None) run at a time; Learners with metrics, losses
+    or callbacks of your own are fitted here, one by one, as is everything under `torchrun`. `progress`
+    is called with the number of model-epochs whenever some are done.
     Raises `DivergedError` when a loss stops being a finite number.
     """
-    if is_distributed():  # all processes train each model together
-        for learn in learns:
-            with distributed(learn), learn.no_bar(), learn.no_logging():
-                learn.fit_one_cycle(epochs, lr, wd=wd, cbs=Reporter(lambda: progress(1)))
-        return
-    cores = usable_cores() if processes is None else processes
-    passes = []
-    for _, alike in groupby(learns, key=_kind):
-        alike = list(alike)
-        work = alike[0].dls.train.bs * _width(alike[0].model)
-        most = min(max(1, SHARED_WORK // work), max(MIN_PASS, -(-len(alike) // cores)))
-        passes += [alike[at : at + most] for at in range(0, len(alike), most)]
+    learns = list(learns)
+    for learn in learns:
+        if not hasattr(learn, "stopwatch"):
+            learn.add_cb(Stopwatch())
+    plain = [] if is_distributed() else [learn for learn in learns if _is_plain(learn)]
+    for learn in learns:
+        if learn not in plain:
+            with distributed(learn):
+                _fit_alone(learn, epochs, lr, wd, progress)
 
-    def one_pass(part: list[Learner], report: Callable[[int], None], forked: bool) -> list[dict]:
-        cbs = [Reporter(lambda: report(len(part)))]
-        with few_threads(part[0].dls.train.bs * _width(part[0].model) * len(part)):
-            if len(part) > 1:
-                wide = fit_side_by_side(part, epochs, lr, wd, [FastLoop, Stopwatch, *cbs])
-                for learn in part:
-                    learn.stopwatch.seconds = [s / len(part) for s in wide.stopwatch.seconds]
-            else:
-                with part[0].no_bar(), part[0].no_logging():
-                    part[0].fit_one_cycle(epochs, lr, wd=wd, cbs=cbs)
+    cores, passes = usable_cores() if processes is None else processes, []
+    for _, alike in groupby(plain, key=_kind):
+        alike = list(alike)
+        most = min(max(1, SHARED_WORK // _work(alike[0])), max(MIN_PASS, -(-len(alike) // cores)))
+        passes += [alike[at : at + most] for at in range(0, len(alike), most)]
+    forked = cores > 1 and len(passes) > 1
+
+    def one_pass(part: list[Learner], report: Callable[[int], None]) -> list[dict]:
+        if len(part) == 1:
+            _fit_alone(part[0], epochs, lr, wd, report)
+        else:
+            cbs = [FastLoop, Stopwatch, Reporter(lambda: report(len(part)))]
+            with few_threads(_work(part[0]) * len(part)):
+                wide = fit_side_by_side(part, epochs, lr, wd, cbs)
+            for learn in part:
+                learn.stopwatch.seconds = [s / len(part) for s in wide.stopwatch.seconds]
         return [_state(learn) for learn in part] if forked else []
 
-    forked = cores > 1 and len(passes) > 1 and all(part[0].dls.device.type == "cpu" for part in passes)
-    jobs = [partial(one_pass, part, forked=forked) for part in passes]
-    states = in_processes(jobs, cores if forked else 1, progress)
+    states = in_processes([partial(one_pass, part) for part in passes], cores, progress)
     if forked:
         for learn, state in zip(chain(*passes), chain(*states), strict=True):
             _restore(learn, state)
+
+
+def _fit_alone(learn: Learner, epochs: int, lr: float, wd: float, report: Callable[[int], None]) -> None:
+    with few_threads(_work(learn)), learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(epochs, lr, wd=wd, cbs=Reporter(lambda: report(1)))
 
 
 def big_batch(n_train: int) -> dict[str, float]:
@@ -216,12 +231,28 @@ def _restore(learn: Learner, state: dict) -> None:
         dl.epoch_no = epoch_no
 
 
+PLAIN_CALLBACKS = {TrainEvalCallback, Recorder, CastToTensor, ProgressCallback, FastLoop, Stopwatch}
+TABLE_MODELS = {*FROM_SIZES, EmbeddingDotBias}
+
+
+def _is_plain(learn: Learner) -> bool:
+    "Whether `learn` is as `learner` makes it, with nothing of the user's own, and on the CPU."
+    return (
+        all(isinstance(dl, TensorDL) for dl in learn.dls)
+        and learn.dls.device.type == "cpu"
+        and isinstance(getattr(learn.loss_func, "func", None), nn.MSELoss)
+        and {type(cb) for cb in learn.cbs} <= PLAIN_CALLBACKS
+        and not learn.metrics
+    )
+
+
 def _kind(learn: Learner) -> tuple:
-    "Learners of one kind can be trained as one model."
-    if learn.opt is not None or not isinstance(learn.model, (*FROM_SIZES, EmbeddingDotBias)):
+    "Learners of one kind can be trained as one model: fresh ones of tables alone, equally many batches."
+    if learn.opt is not None or type(learn.model) not in TABLE_MODELS or learn.opt_func is not FusedAdam:
         return (id(learn),)
-    return type(learn.model), learn.opt_func, learn.model.y_range, learn.dls.train.bs, *map(len, learn.dls)
+    return type(learn.model), learn.model.y_range, learn.dls.train.bs, *map(len, learn.dls)
 
 
-def _width(model: nn.Module) -> int:
-    return max((p.shape[1] for p in model.parameters() if p.ndim > 1), default=1)
+def _work(learn: Learner) -> int:
+    "Elements of a training batch's largest tensor."
+    return learn.dls.train.bs * max((p.shape[1] for p in learn.model.parameters() if p.ndim > 1), default=1)

@@ -1,0 +1,193 @@
+"""The notebooks in JupyterLab, in a real browser, as a reader opens them."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import nbformat
+import pytest
+from test_notebooks import (
+    NOTEBOOKS,
+    SMALL,
+    clone_on_path,
+    code_cells,
+    faults_in_outputs,
+    figures,
+    read,
+    with_parameters,
+)
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-quic",
+    "--no-first-run",
+]
+TOKEN = "only-for-this-test"
+SETTINGS = {
+    "apputils-extension/notification": '{"fetchNews": "false", "checkForUpdates": false}',
+    "notebook-extension/tracker": '{"windowingMode": "none"}',  # all cells on the page, for the screenshot
+}
+# What the page holds, asked of the page itself.
+STATE = """() => {
+    const all = (what) => [...document.querySelectorAll('.jp-Notebook ' + what)];
+    const status = document.querySelector('.jp-Notebook-ExecutionIndicator');
+    return {
+        kernel: status && status.dataset.status,
+        prompts: all('.jp-CodeCell .jp-InputPrompt').map(e => e.textContent.trim()),
+        errors: all('[data-mime-type="application/vnd.jupyter.error"], [data-mime-type*="stderr"]')
+            .map(e => e.textContent.slice(0, 1500)),
+        figures: all('.jp-OutputArea img').map(e => e.complete && e.naturalWidth > 100),
+        height: all('.jp-Cell').reduce((sum, e) => sum + e.offsetHeight, 0),
+    }
+}"""
+
+
+@pytest.fixture(scope="module")
+def tools():
+    "Chromium, Playwright and JupyterLab: without them a skip, or a failure where a browser is required."
+    missing = [name for name in ("playwright", "jupyterlab") if find_spec(name) is None]
+    missing += [] if CHROMIUM else ["chromium"]
+    if missing:
+        why = f"no {', '.join(missing)} here"
+        (pytest.fail if os.environ.get("COLLAB_REPRO_REQUIRE_BROWSER") == "1" else pytest.skip)(why)
+
+
+@pytest.fixture(scope="module")
+def lab(tools, tmp_path_factory):
+    "A JupyterLab of its own on a free port of this machine: its address and its folder of notebooks."
+    folder, home = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("jupyter")
+    for name, setting in SETTINGS.items():
+        file = home / f"settings/@jupyterlab/{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(setting)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = clone_on_path()
+    env.pop("MPLBACKEND", None)
+    for what in ("CONFIG", "DATA", "RUNTIME"):
+        env[f"JUPYTER_{what}_DIR"] = str(home / what.lower())
+    env |= {
+        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
+        "IPYTHONDIR": str(home / "ipython"),
+    }
+    options = (
+        "--no-browser",
+        "--allow-root",
+        "--ip=127.0.0.1",
+        f"--port={port}",
+        "--ServerApp.port_retries=0",
+    )
+    options += (f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={folder}", "--LabApp.news_url=")
+    log = home / "log"
+    with log.open("w") as out:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *options], cwd=folder, env=env, stdout=out, stderr=out
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            assert server.poll() is None, log.read_text()
+            try:
+                urlopen(f"{address}/api/status?token={TOKEN}", timeout=5).close()
+                break
+            except (URLError, OSError):
+                time.sleep(0.5)
+        else:
+            pytest.fail(f"JupyterLab does not answer:\n{log.read_text()}")
+        yield address, folder
+    finally:
+        server.terminate()
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+@pytest.fixture(scope="module")
+def browser(tools):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def artefacts(tmp_path):
+    "Where the screenshots go: the folder in COLLAB_REPRO_ARTEFACTS, or pytest's."
+    folder = Path(os.environ.get("COLLAB_REPRO_ARTEFACTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def run_all(browser, address, name, screenshot, limit=600):
+    "Open a notebook, choose Run > Run All Cells, wait until the kernel is done: what the page then holds."
+    page = browser.new_page(viewport={"width": 1300, "height": 900})
+    try:
+        page.goto(f"{address}/lab/tree/{name}?token={TOKEN}", timeout=120_000)
+        page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
+        page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=120_000)
+        page.click('.lm-MenuBar-item:has-text("Run")')
+        page.click('.lm-Menu-item[data-command="runmenu:run-all"]')
+        state, until = None, time.monotonic() + limit
+        while time.monotonic() < until:
+            page.wait_for_timeout(500)
+            state = page.evaluate(STATE)
+            if state["errors"] or all(prompt.strip("[]:").isdecimal() for prompt in state["prompts"]):
+                break
+        page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000)
+        page.wait_for_timeout(1000)  # the last figure is still on its way to the page
+        state = page.evaluate(STATE)
+        page.keyboard.press("Control+s")
+        page.set_viewport_size({"width": 1300, "height": min(int(state["height"]) + 200, 16_000)})
+        page.wait_for_timeout(1500)
+        page.screenshot(path=str(screenshot))
+        return state
+    finally:
+        page.close()
+
+
+def chosen(number):
+    "The notebook of that number; the last one there is where it is missing."
+    return next((file for file in NOTEBOOKS if file.name.startswith(number)), NOTEBOOKS[-1])
+
+
+@pytest.mark.parametrize("file", [chosen("01"), chosen("04")], ids=lambda file: file.stem[:2])
+def test_runs_in_jupyterlab(file, lab, browser, artefacts):
+    address, folder = lab
+    nb = with_parameters(read(file), **SMALL)
+    for cell in code_cells(nb):
+        cell.outputs, cell.execution_count = [], None
+    nbformat.write(nb, folder / file.name)
+    screenshot = artefacts / f"jupyterlab-{file.stem}.png"
+    state = run_all(browser, address, file.name, screenshot)
+    assert state["errors"] == [], screenshot
+    assert state["prompts"] == [f"[{n}]:" for n in range(1, len(code_cells(nb)) + 1)], screenshot
+    assert state["kernel"] == "idle" and state["figures"] and all(state["figures"]), screenshot
+    assert screenshot.stat().st_size > 20_000
+    saved = read(folder / file.name)  # as Ctrl+S left it
+    assert faults_in_outputs(saved) == []
+    assert len(state["figures"]) >= len(figures(saved)) > 0
+
+
+def test_an_error_is_seen(lab, browser, artefacts):
+    "The check can fail: a notebook with an error in it."
+    address, folder = lab
+    cells = [nbformat.v4.new_code_cell("1 / 0"), nbformat.v4.new_code_cell("2")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "broken.ipynb")
+    state = run_all(browser, address, "broken.ipynb", artefacts / "jupyterlab-broken.png")
+    assert "ZeroDivisionError" in state["errors"][0] and not state["figures"]
