@@ -208,7 +208,7 @@ def _one_size(size: str, epochs: int) -> None:
 
 
 def accuracy(ratings: pd.DataFrame, splits: Iterable[int] = range(3)) -> pd.DataFrame:
-    """RMSE (stars) on held-out rows and seconds of fitting, of our models and of libraries that are installed.
+    """RMSE (stars) on held-out rows and seconds of fitting, beside the libraries that are installed.
 
     Split s holds out the first fifth of `np.random.default_rng(s).permutation(n)`, by row. Columns:
     model, split, rmse, seconds. `ENSEMBLE`'s settings were chosen on a validation part of split 0's
@@ -240,7 +240,7 @@ def accuracy(ratings: pd.DataFrame, splits: Iterable[int] = range(3)) -> pd.Data
 
 
 def _ours(checked: pd.DataFrame, held: np.ndarray, models: int, settings: dict) -> tuple[np.ndarray, float]:
-    "Predictions of the held-out rows by the mean of `models` models, and the seconds of making and fitting them."
+    "Predictions of the held-out rows by the mean of `models` models, and the seconds this took."
     made = {name: settings[name] for name in ("n_factors", "bs") if name in settings}
     fitted = {name: settings[name] for name in ("epochs", "lr", "wd") if name in settings}
     started = time.perf_counter()

@@ -48,7 +48,10 @@ def train(
     """A fitted Learner for each (model's name, seed), paired: a seed's models share split and batches.
 
     `settings` go to `learner` (bs, n_factors, y_range, split, init, order, column names).
+    Raises ValueError for models of the same name.
     """
+    if len({m.__name__ for m in models}) < len(models):
+        raise ValueError(f"models need names that differ: {[m.__name__ for m in models]}")
     learns = {(m.__name__, s): learner(ratings, m, s, **settings) for m in models for s in seeds}
     fit(learns.values(), epochs, lr, wd, progress)
     return learns
@@ -155,5 +158,8 @@ def same_start(
         steps=len(pairs),
         equal_losses=sum(torch.equal(a, b) for a, b in pairs),
         equal_tables={name: torch.equal(t, theirs[name].reshape(t.shape)) for name, t in ours.items()},
-        curves=curves({(m.__name__, seed): ln for m, ln in zip(models, (first, second), strict=True)}),
+        curves=curves(
+            {(m.__name__, seed): ln for m, ln in zip(models, (first, second), strict=True)},
+            data=ratings.attrs.get("name", ""),
+        ),
     )

@@ -28,6 +28,8 @@ def _share(dl: TensorDL) -> TensorDL:
     "`dl` for this rank: every `world_size`-th row of the one order."
     if dl.world_size > 1:
         return dl
+    if dl.n < num_distrib():
+        raise ValueError(f"{dl.n} rows can't be shared by {num_distrib()} processes")
     mine = copy(dl)
     mine.rank, mine.world_size = rank_distrib(), num_distrib()
     return mine
@@ -48,4 +50,7 @@ def distributed(learn: Learner, **kwargs) -> Iterator[Learner]:
     kwargs = {"sync_bn": False, "cpu": not torch.cuda.is_available(), **kwargs}
     with learn.distrib_ctx(**kwargs):
         learn.distributed_trainer._wrap_dl = _share
+        before = [dl.epoch_no for dl in learn.dls]
         yield learn
+    for dl, epoch_no in zip(learn.dls, before, strict=True):  # the shares counted the epochs
+        dl.epoch_no = epoch_no + learn.n_epoch

@@ -36,7 +36,8 @@ class FusedAdam(Optimizer):
     """fastai's `Adam` (decoupled weight decay) in one fused PyTorch kernel a step.
 
     Same hyper-parameters, same names of state and hypers, `do_wd` and freezing honoured; the results
-    differ from `Adam`'s by rounding only. Use it as `opt_func`.
+    differ from `Adam`'s by rounding only (but for frozen tables: `Adam` goes on moving them by their
+    momentum, this leaves them alone). Use it as `opt_func`.
     """
 
     def __init__(self, params, lr, mom=0.9, sqr_mom=0.99, eps=1e-5, wd=0.01):

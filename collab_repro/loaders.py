@@ -42,8 +42,8 @@ def narrow(column: Tensor) -> Tensor:
 class TensorDL(TfmdDL):
     """Batches cut from tensors in memory: `dataset.tensors` is (x, y) or (x,), equally long.
 
-    `shuffle_seed` fixes the order of every epoch; the global random state plays no part. Each full
-    iteration is the next epoch, while `one_batch` and `show_batch` leave the count alone. As rank
+    `shuffle_seed` (from 0 on) fixes the order of every epoch; the global random state plays no part. Each
+    iteration begun is the next epoch, while `one_batch` and `show_batch` leave the count alone. As rank
     `rank` of `world_size` processes it serves every `world_size`-th row of that one order, so that
     step t of all ranks together is step t of one process with `world_size * bs`.
     """
@@ -51,6 +51,7 @@ class TensorDL(TfmdDL):
     def __init__(self, dataset, bs=64, shuffle=False, shuffle_seed=0, rank=0, world_size=1, **kwargs):
         super().__init__(dataset, bs=bs, shuffle=shuffle, **{**kwargs, "num_workers": 0})
         self.shuffle_seed, self.rank, self.world_size, self.epoch_no = shuffle_seed, rank, world_size, 0
+        np.random.SeedSequence(shuffle_seed)  # a seed that won't do raises ValueError now
         self.tensors = tuple(narrow(t) for t in self.read(dataset))
 
     def read(self, dataset) -> tuple[Tensor, ...]:

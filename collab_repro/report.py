@@ -144,9 +144,7 @@ def chapter_report(against: pd.DataFrame, names: dict[int, str], splits: int, so
                     f"{ours['mean']:.3f} ± {ours['sd']:.3f}",
                     f"{ours['z']:+.1f}",
                 ]
-            lines.append(
-                [*cells, row["verdict"].item() if hasattr(row["verdict"], "item") else row["verdict"]]
-            )
+            lines.append([*cells, row["verdict", ""]])
         header = ["epoch", "train: book", "ours", "z", "valid: book", "ours", "z", "verdict"]
         parts.append(f"## Run {run}: {names[run]}\n\n{table(header, lines)}")
     return "\n\n".join(parts) + "\n"

@@ -28,7 +28,7 @@ COLUMNS = ["data", "run", "model", "split", "epoch", "train_loss", "valid_loss"]
 
 
 def run_learner(ratings: pd.DataFrame, number: int, split: int = 0) -> Learner:
-    "The Learner of the chapter's run `number` on split `split`, ready for `fit(..., lr=5e-3, wd=run.wd)`."
+    "The Learner of the chapter's run `number` on split `split`, ready for `fit` at lr 5e-3 and `run.wd`."
     run = RUNS[number]
     return learner(ratings, MODELS[run.model], split, y_range=run.y_range)
 
@@ -45,7 +45,8 @@ def reproduce(
 
     Columns: data, run, model, split, epoch (from 0), train_loss, valid_loss. With `path` the CSV there
     grows as training goes on; what it already holds of the same data and number of epochs is not
-    trained again, and its rows of other data stay. `progress` is called with the number of model-epochs each time some are done.
+    trained again, and its rows of other data stay. `progress` is called with the number of model-epochs
+    each time some are done.
     """
     data = ratings.attrs.get("name", "")
     done, others = _read(path, data, epochs)
@@ -67,11 +68,12 @@ def reproduce(
 
 
 def _read(path: str | Path | None, data: str, epochs: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    "The finished (run, split)s of `data` in the CSV at `path`, those of `epochs` epochs; all other data's rows."
+    "From the CSV at `path`: the (run, split)s of `data` that have `epochs` epochs, and other data's rows."
     if path is None or not Path(path).exists():
         empty = pd.DataFrame({name: [] for name in COLUMNS}).astype({"run": int, "split": int, "epoch": int})
         return empty, empty
     kept = read_losses(path, COLUMNS)
+    kept["data"] = kept["data"].astype(object).fillna("")  # ratings without a name
     ours, length = kept["data"] == data, kept.groupby(["data", "run", "split"])["epoch"].transform("size")
     return kept[ours & (length == epochs)], kept[~ours]
 
@@ -94,7 +96,7 @@ def against_the_book(losses: pd.DataFrame, reprinted: bool = False) -> pd.DataFr
             (loss, "z"): (book[loss] - mean) / sd,
         }
     table = pd.DataFrame(columns).reindex(ours.index)
-    table["verdict"] = [_verdict(row) for _, row in table.iterrows()]
+    table["verdict", ""] = [_verdict(row) for _, row in table.iterrows()]
     return table
 
 

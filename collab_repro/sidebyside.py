@@ -1,8 +1,8 @@
 """Many seeds of a model trained as one, through one Learner in one pass.
 
 Ten models are one model with ten times the users and titles: their tables stand row upon row, and
-every batch holds a batch of each. Nothing is shared but the steps, so each model ends, to the bit,
-where it would have ended alone, on its own split and in its own order.
+every batch holds a batch of each. Nothing is shared but the steps, so each model ends where it would
+have ended alone, on its own split and in its own order, to the bit (see `training.fit`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -112,6 +112,7 @@ def fit_side_by_side(learns: Sequence[Learner], epochs: int, lr: float, wd: floa
             averages = {"grad_avg": grad_avg.clone(), "sqr_avg": sqr_avg.clone()}
             learn.opt.state[own[name]] = state | averages
     for s, learn in enumerate(learns):
+        learn.model.eval()  # as validation leaves it
         learn.opt.hypers = deepcopy(wide.opt.hypers)
         _hand_back(wide.recorder, learn.recorder, s)
     return wide

@@ -35,7 +35,7 @@ def planted_ratings(
     Whole stars 1 to 5; activity and popularity have MovieLens' long tails; no pair comes twice.
     Each rating is mean + user bias + movie bias + dot product + noise, rounded. The defaults are
     MovieLens 100K's size. Everything is a function of `seed` and the sizes.
-    Raises ValueError when so many different pairs do not exist.
+    Raises ValueError for more than nine tenths of all pairs; from half of them on it takes long.
     """
     if n_ratings > 0.9 * n_users * n_movies:
         raise ValueError(f"{n_ratings:,} ratings need more than {n_users:,} users x {n_movies:,} movies")

@@ -58,7 +58,8 @@ class Stopwatch(Callback):
 
     def after_epoch(self):
         self.seconds.append(time.perf_counter() - self.started)
-        if not torch.as_tensor(self.recorder.values[-1][1]).isfinite().all():
+        loss = self.recorder.loss.value
+        if loss is not None and not torch.as_tensor(loss).isfinite().all():
             self._diverged("validation", f"the end of epoch {self.epoch} on")
 
     def _diverged(self, which: str, since: str) -> None:
@@ -100,8 +101,8 @@ def learner(
     `EmbeddingDotBias`, or any function from the DataLoaders to a module. `seed` fixes the split into
     training and validation rows, the initial weights and the batch order; `split`, `init` and `order`
     fix one of the three apart; `split` may also list the rows to validate on. PyTorch's global random
-    state is left as it was. Columns not named are the first three, the item `title` where there is one.
-    Raises `BadRatings` (see `check_ratings`).
+    state on the CPU is left as it was. Columns not named are the first three, the item `title` where
+    there is one. Raises `BadRatings` (see `check_ratings`).
     """
     split, init, order = (seed if own is None else own for own in (split, init, order))
     ratings = check_ratings(ratings, user_name, item_name, rating_name, y_range, bs, valid_pct)
@@ -130,8 +131,11 @@ def _dls(ratings: pd.DataFrame, split: int | Sequence[int], valid_pct: float, **
 def curve(learn: Learner, **labels) -> pd.DataFrame:
     """What a fitted Learner recorded: `labels`, then epoch (from 0), train_loss, valid_loss, seconds.
 
-    Losses are MSE; train_loss is fastai's smoothed one (beta .98) at the epoch's end.
+    Losses are MSE; train_loss is fastai's smoothed one (beta .98) at the epoch's end. Raises ValueError
+    when the recorder holds no fit: fastai's `validate` and `get_preds` clear it.
     """
+    if not learn.recorder.values or len(learn.recorder.values[0]) < 2:
+        raise ValueError("no fit is recorded: take the curve before validate() or get_preds() clear it")
     losses = pd.DataFrame([row[:2] for row in learn.recorder.values], columns=["train_loss", "valid_loss"])
     return losses.assign(epoch=range(len(losses)), seconds=learn.stopwatch.seconds, **labels)[
         [*labels, "epoch", "train_loss", "valid_loss", "seconds"]
@@ -148,8 +152,11 @@ def fit(
 ) -> None:
     """`learn.fit_one_cycle(epochs, lr, wd=wd)` for each of `learns`, many at once where that is possible.
 
-    Weights, optimizer states, recorded losses and curves are those of each Learner fitted alone, to the
-    bit. Fresh Learners of one table-only model with equally many batches are trained side by side, and
+    Weights, optimizer states, recorded losses and curves are those of each Learner fitted alone: to the
+    bit where batches, the last ones too, are multiples of 16 rows (MovieLens 100K's are), else within
+    rounding, for PyTorch computes the last few sigmoids of a batch in another way.
+
+    Fresh Learners of one table-only model with equally many batches are trained side by side, and
     `processes` of such passes (all usable cores when None) run at a time; Learners with metrics, losses
     or callbacks of your own are fitted here, one by one, as is everything under `torchrun`. `progress`
     is called with the number of model-epochs whenever some are done.
@@ -250,7 +257,8 @@ def _kind(learn: Learner) -> tuple:
     "Learners of one kind can be trained as one model: fresh ones of tables alone, equally many batches."
     if learn.opt is not None or type(learn.model) not in TABLE_MODELS or learn.opt_func is not FusedAdam:
         return (id(learn),)
-    return type(learn.model), learn.model.y_range, learn.dls.train.bs, *map(len, learn.dls)
+    sizes = [(dl.n, dl.bs, dl.drop_last) for dl in learn.dls]
+    return type(learn.model), learn.model.y_range, learn.moms, _work(learn), *sizes
 
 
 def _work(learn: Learner) -> int:

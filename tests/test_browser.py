@@ -141,6 +141,7 @@ def run_all(browser, address, name, screenshot, limit=600):
         page.goto(f"{address}/lab/tree/{name}?token={TOKEN}", timeout=120_000)
         page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
         page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=120_000)
+        assert page.query_selector("dialog") is None, page.inner_text("dialog")
         page.click('.lm-MenuBar-item:has-text("Run")')
         page.click('.lm-Menu-item[data-command="runmenu:run-all"]')
         state, until = None, time.monotonic() + limit
@@ -188,6 +189,7 @@ def test_an_error_is_seen(lab, browser, artefacts):
     "The check can fail: a notebook with an error in it."
     address, folder = lab
     cells = [nbformat.v4.new_code_cell("1 / 0"), nbformat.v4.new_code_cell("2")]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "broken.ipynb")
+    broken = nbformat.v4.new_notebook(cells=cells, metadata=read(NOTEBOOKS[0]).metadata)
+    nbformat.write(broken, folder / "broken.ipynb")
     state = run_all(browser, address, "broken.ipynb", artefacts / "jupyterlab-broken.png")
     assert "ZeroDivisionError" in state["errors"][0] and not state["figures"]
