@@ -19,10 +19,10 @@ from .chapter import RUNS
 from .checks import BadRatings
 from .compare import BOTH, curves, same_start, train
 from .data import RatingsUnavailable, load_ratings
-from .files import FileError
+from .files import FileError, write_table
 from .interpret import UnknownTitle
 from .learned import Learned
-from .report import chapter_report, report, title_to_show
+from .report import chapter_report, report, table, title_to_show, versions
 from .reproduce import against_the_book, reproduce
 from .training import DivergedError
 
@@ -31,6 +31,7 @@ ABOUT = """fastbook chapter 8 reproduced: nn.Embedding against a plain indexed n
 Without a subcommand: train both DotProductBias models on MovieLens 100K, set their curves beside
 the book's, check that copied weights train identically to the bit, show what the models learned,
 and write curves.csv, report.md, the learned tables and the figures."""
+PARTS = ["loops", "main", "accuracy", "scale"]
 CHAPTERS_TITLE = "Silence of the Lambs, The (1991)"
 SAID = (
     BadRatings,
@@ -54,6 +55,11 @@ def parser() -> argparse.ArgumentParser:
             raise argparse.ArgumentTypeError(f"{text!r} is not a list like 1,4,5 of runs 1 to {max(RUNS)}")
         return numbers
 
+    def parts(text: str) -> list[str]:
+        if not set(text.split(",")) <= set(PARTS):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a list of {','.join(PARTS)}")
+        return text.split(",")
+
     common = argparse.ArgumentParser(add_help=False)
     add = common.add_argument
     add("--out", type=Path, default=Path("results"), metavar="DIR", help="where to write (default: results)")
@@ -64,13 +70,16 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="ml-100k (default), synthetic, or a .csv or .tsv file with columns of users, items and ratings",
     )
-    add("--epochs", type=positive, default=5, metavar="N", help="epochs of each training (default: 5)")
+    length = argparse.ArgumentParser(add_help=False)
+    length.add_argument(
+        "--epochs", type=positive, default=5, metavar="N", help="epochs of each training (default: 5)"
+    )
 
     top = argparse.ArgumentParser(
         "python -m collab_repro",
         description=ABOUT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[common, data],
+        parents=[common, data, length],
         epilog="Ratings come from the folder in COLLAB_REPRO_DATA, from GroupLens, or from the RecBole "
         "package by pip,\nwhichever answers first; only this main command falls back on synthetic ones.",
     )
@@ -83,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
         "plots", parents=[common], help="draw all figures again from what --out holds, without training"
     )
     chapter = sub.add_parser(
-        "chapter", parents=[common, data], help="all eight tables of the chapter over many splits"
+        "chapter", parents=[common, data, length], help="all eight tables of the chapter over many splits"
     )
     chapter.add_argument(
         "--runs", type=runs, default=list(RUNS), metavar="1,4,5", help="which (default: all)"
@@ -91,6 +100,13 @@ def parser() -> argparse.ArgumentParser:
     chapter.add_argument(
         "--splits", type=positive, default=10, metavar="N", help="random splits (default: 10)"
     )
+    bench = sub.add_parser(
+        "bench", parents=[common, data], help="what training costs, beside stock fastai and other libraries"
+    )
+    bench.add_argument(
+        "--parts", type=parts, default=PARTS, metavar="A,B", help=f"of {','.join(PARTS)} (default: all)"
+    )
+    bench.add_argument("--repeats", type=positive, default=3, metavar="N", help="of the loops (default: 3)")
     return top
 
 
@@ -145,7 +161,41 @@ def chapter_command(args: argparse.Namespace) -> None:
     print(f"Wrote chapter.csv, {', '.join(f.name for f in files)} in {args.out}")
 
 
-COMMANDS = {None: main_command, "plots": plots_command, "chapter": chapter_command}
+def bench_command(args: argparse.Namespace) -> None:
+    from . import bench  # the only command that needs it
+
+    ratings = ratings_for(args)
+    print(f"{bench.machine()}; {versions()}.")
+    if "loops" in args.parts:
+        found = bench.loops(ratings, args.repeats)
+        write_table(args.out / "bench-loops.csv", found)
+        print(
+            f"\n## A model-epoch at batch 64, median of {args.repeats}\n\n{bench.ratios(found)}", flush=True
+        )
+    if "main" in args.parts:
+        seconds = bench.main_command(ratings)
+        ours, stock = seconds.values()
+        said = f"{ours / stock:.2f} of stock fastai's time for the same model-epochs"
+        print(f"\n## The whole main command\n\n{said} ({ours:.0f} s against {stock:.0f} s)", flush=True)
+    if "accuracy" in args.parts:
+        found = bench.accuracy(ratings)
+        write_table(args.out / "bench-accuracy.csv", found)
+        wide = found.pivot(index="model", columns="split", values="rmse").loc[found["model"].unique()]
+        seconds = found.groupby("model")["seconds"].median()
+        rows = [(m, *(f"{r:.4f}" for r in row), f"{seconds[m]:.1f}") for m, row in wide.iterrows()]
+        header = ["model", *(f"split {split}" for split in wide), "seconds"]
+        print(f"\n## RMSE (stars) on three held-out fifths\n\n{table(header, rows)}", flush=True)
+    if "scale" in args.parts:
+        found = bench.scale()
+        write_table(args.out / "bench-scale.csv", found)
+        flat = found["us"].max() / found["us"].min()
+        print(f"\n## Cost against size, planted ratings\n\nmost to least per rating: {flat:.1f}\n")
+        rows = [[f"{v:.4g}" if isinstance(v, float) else v for v in row] for row in found.values]
+        print(table(list(found), rows))
+    print(f"\nWrote {', '.join(f.name for f in sorted(args.out.glob('bench-*.csv')))} in {args.out}")
+
+
+COMMANDS = {None: main_command, "plots": plots_command, "chapter": chapter_command, "bench": bench_command}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
