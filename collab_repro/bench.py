@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -88,46 +89,53 @@ def hand_written(dls: DataLoaders, epochs: int = 1, lr: float = 5e-3, wd: float 
 def loops(ratings: pd.DataFrame, repeats: int = 3) -> pd.DataFrame:
     """Seconds per model-epoch of each way to train DotProductBias at batch 64, `repeats` times in turn.
 
-    Columns: loop, repeat, seconds (training and validation of one model for one epoch), valid_loss.
+    Columns: loop, repeat, seconds (training and validation of one model for one epoch, without making
+    the loaders), valid_loss.
     """
     ratings = check_ratings(ratings)
 
     def dls(**kwargs) -> DataLoaders:
         return CollabDataLoaders.from_df(ratings, bs=64, seed=0, **kwargs)
 
-    def stock() -> float:
-        return _quiet_fit(collab_learner(dls(), n_factors=50, y_range=(0, 5.5))).recorder.values[-1][1]
+    def stock() -> Callable[[], float]:
+        learn = collab_learner(dls(), n_factors=50, y_range=(0, 5.5))
+        return lambda: _quiet_fit(learn).recorder.values[-1][1]
 
-    def in_memory(**kwargs) -> float:
+    def in_memory(**kwargs) -> Callable[[], float]:
         data = dls(dl_type=RatingsDL)
         model = DotProductBias(*map(len, data.classes.values()), 50)
-        return _quiet_fit(Learner(data, model, MSELossFlat(), **kwargs)).recorder.values[-1][1]
+        learn = Learner(data, model, MSELossFlat(), **kwargs)
+        return lambda: _quiet_fit(learn).recorder.values[-1][1]
 
-    def seeds(processes: int) -> float:
+    def written() -> Callable[[], float]:
+        return partial(hand_written, dls(dl_type=RatingsDL))
+
+    def seeds(processes: int) -> Callable[[], float]:
         learns = [learner(ratings, seed=s) for s in range(SEEDS)]
-        fit(learns, epochs=1, processes=processes)
-        return float(np.mean([learn.recorder.values[-1][1] for learn in learns]))
 
-    ways: dict[str, tuple[Callable[[], float], int]] = {
+        def run() -> float:
+            fit(learns, epochs=1, processes=processes)
+            return float(np.mean([learn.recorder.values[-1][1] for learn in learns]))
+
+        return run
+
+    ways = {  # each prepares a run; the run alone is timed
         "stock collab_learner": (stock, 1),
-        "RatingsDL": (lambda: in_memory(opt_func=Adam), 1),
-        "RatingsDL, FastLoop": (lambda: in_memory(opt_func=Adam, cbs=FastLoop), 1),
-        "RatingsDL, FastLoop, FusedAdam": (lambda: in_memory(opt_func=FusedAdam, cbs=FastLoop), 1),
-        "hand-written": (lambda: hand_written(dls(dl_type=RatingsDL)), 1),
-        f"{SEEDS} seeds in one pass": (lambda: seeds(1), SEEDS),
-        f"{SEEDS} seeds, {usable_cores()} processes": (lambda: seeds(usable_cores()), SEEDS),
+        "RatingsDL": (partial(in_memory, opt_func=Adam), 1),
+        "RatingsDL, FastLoop": (partial(in_memory, opt_func=Adam, cbs=FastLoop), 1),
+        "RatingsDL, FastLoop, FusedAdam": (partial(in_memory, opt_func=FusedAdam, cbs=FastLoop), 1),
+        "hand-written": (written, 1),
+        f"{SEEDS} seeds in one pass": (partial(seeds, 1), SEEDS),
+        f"{SEEDS} seeds, {usable_cores()} processes": (partial(seeds, usable_cores()), SEEDS),
     }
     rows = []
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # batches of 64: see few_threads
-    try:
+    with few_threads(64 * 50):
         for repeat in range(repeats):
-            for name, (run, models) in ways.items():
+            for name, (prepare, models) in ways.items():
+                run = prepare()
                 started = time.perf_counter()
                 loss = run()
                 rows.append((name, repeat, (time.perf_counter() - started) / models, loss))
-    finally:
-        torch.set_num_threads(before)
     return pd.DataFrame(rows, columns=["loop", "repeat", "seconds", "valid_loss"])
 
 

@@ -79,7 +79,8 @@ def lab(tools, tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     env = clone_on_path()
-    env.pop("MPLBACKEND", None)
+    for name in ("MPLBACKEND", "PYTHONWARNINGS"):  # what a reader has not set
+        env.pop(name, None)
     for what in ("CONFIG", "DATA", "RUNTIME"):
         env[f"JUPYTER_{what}_DIR"] = str(home / what.lower())
     env |= {
@@ -139,11 +140,12 @@ def artefacts(tmp_path):
     return folder
 
 
-def run_all(browser, address, name, screenshot, limit=600):
+def run_all(browser, address, name, screenshot, limit=240):
     "Open a notebook, choose Run > Run All Cells, wait until the kernel is done: what the page then holds."
-    page = browser.new_page(viewport={"width": 1300, "height": 900})
+    page = browser.new_context(viewport={"width": 1300, "height": 900}).new_page()
+    page.set_default_timeout(60_000)
     try:
-        page.goto(f"{address}/lab/tree/{name}?token={TOKEN}", timeout=120_000)
+        page.goto(f"{address}/lab/workspaces/{Path(name).stem}/tree/{name}?token={TOKEN}", timeout=120_000)
         page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
         page.wait_for_function(READY, timeout=120_000)
         assert page.query_selector("dialog") is None, page.inner_text("dialog")
@@ -166,7 +168,7 @@ def run_all(browser, address, name, screenshot, limit=600):
             page.screenshot(path=str(screenshot.with_stem(f"{screenshot.stem}-{n}")))
         return state
     finally:
-        page.close()
+        page.context.close()
 
 
 def chosen(number):

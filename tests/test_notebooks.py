@@ -65,7 +65,8 @@ def execute(nb, folder, env=None, kernel="python3"):
     for cell in code_cells(nb):
         cell.outputs, cell.execution_count = [], None
     env = dict(os.environ if env is None else env)
-    env.pop("MPLBACKEND", None)
+    for name in ("MPLBACKEND", "PYTHONWARNINGS"):  # what a reader has not set
+        env.pop(name, None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the Jupyter machinery; the kernel has its own filters
         client = NotebookClient(
