@@ -2,17 +2,24 @@
 
 The tour, in the order the data flows:
 
-- data: `load_ratings()` gives the chapter's DataFrame, `planted_ratings()` made-up ones with their truth;
-  `check_ratings` says what is wrong with one's own.
+- data: `load_ratings()` gives the chapter's DataFrame (`RatingsUnavailable` when it cannot be had),
+  `planted_ratings()` made-up ratings with the truth behind them; `check_ratings` says what is wrong
+  with one's own (`BadRatings`).
 - loaders: `RatingsDL`, the `dl_type` that serves every training row once an epoch.
 - models: `DotProduct`, `DotProductBias`, `DotProductBiasParams`, `CollabNN`.
-- training: `learner(ratings, model, seed)` is the chapter's Learner, `fit(learners)` trains one or many;
-  `FastLoop` and `FusedAdam` are what makes it quick, for any Learner.
-- comparing: `compare` (curves over seeds), `difference`, `same_start` (bit by bit), `copy_weights`.
-- the chapter: `RUNS`, `published()`, `reproduce()`, `against_the_book()`.
+- training: `learner(ratings, model, seed)` is the chapter's Learner, `fit(learners)` trains one or many,
+  `curve(learn)` is its table; `FastLoop` and `FusedAdam` make any Learner quick.
+- comparing: `compare` (curves over seeds), `summary` (mean and sd per epoch), `difference` (paired),
+  `same_start` (bit by bit), `copy_weights`.
+- the chapter: `RUNS` and `published()` are what it printed, `reproduce()` trains it again,
+  `against_the_book()` sets both side by side.
 - looking: `movie_bias`, `movie_factors`, `factor_pca`, `similar_movies`, `predict`; `Learned` keeps a
-  model's tables in a plain file. `collab_repro.plots` draws all of it, `collab_repro.stability` tells
-  how sure one can be, `collab_repro.lookups` and `collab_repro.ablations` why it works.
+  model's tables in a plain file.
+- drawing: `plot_curves`, `plot_difference`, `plot_bias`, `plot_factors`, and more in `collab_repro.plots`.
+
+`collab_repro.stability` tells how sure one can be of what was learned, `collab_repro.lookups` and
+`collab_repro.ablations` why it works, `collab_repro.bench` what it costs, `collab_repro.distributed`
+how several processes share the work.
 """
 
 import warnings
