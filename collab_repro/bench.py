@@ -86,8 +86,9 @@ def hand_written(dls: DataLoaders, epochs: int = 1, lr: float = 5e-3, wd: float 
     return loss.item()
 
 
-def loops(ratings: pd.DataFrame, repeats: int = 3) -> pd.DataFrame:
-    """Seconds per model-epoch of each way to train DotProductBias at batch 64, `repeats` times in turn.
+def loops(ratings: pd.DataFrame, repeats: int = 3, epochs: int = 3) -> pd.DataFrame:
+    """Seconds per model-epoch of each way to train DotProductBias at batch 64, `repeats` times in turn,
+    `epochs` at a time.
 
     Columns: loop, repeat, seconds (training and validation of one model for one epoch, without making
     the loaders), valid_loss.
@@ -99,22 +100,22 @@ def loops(ratings: pd.DataFrame, repeats: int = 3) -> pd.DataFrame:
 
     def stock() -> Callable[[], float]:
         learn = collab_learner(dls(), n_factors=50, y_range=(0, 5.5))
-        return lambda: _quiet_fit(learn).recorder.values[-1][1]
+        return lambda: _quiet_fit(learn, epochs).recorder.values[-1][1]
 
     def in_memory(**kwargs) -> Callable[[], float]:
         data = dls(dl_type=RatingsDL)
         model = DotProductBias(*map(len, data.classes.values()), 50)
         learn = Learner(data, model, MSELossFlat(), **kwargs)
-        return lambda: _quiet_fit(learn).recorder.values[-1][1]
+        return lambda: _quiet_fit(learn, epochs).recorder.values[-1][1]
 
     def written() -> Callable[[], float]:
-        return partial(hand_written, dls(dl_type=RatingsDL))
+        return partial(hand_written, dls(dl_type=RatingsDL), epochs)
 
     def seeds(processes: int) -> Callable[[], float]:
         learns = [learner(ratings, seed=s) for s in range(SEEDS)]
 
         def run() -> float:
-            fit(learns, epochs=1, processes=processes)
+            fit(learns, epochs, processes=processes)
             return float(np.mean([learn.recorder.values[-1][1] for learn in learns]))
 
         return run
@@ -135,7 +136,7 @@ def loops(ratings: pd.DataFrame, repeats: int = 3) -> pd.DataFrame:
                 run = prepare()
                 started = time.perf_counter()
                 loss = run()
-                rows.append((name, repeat, (time.perf_counter() - started) / models, loss))
+                rows.append((name, repeat, (time.perf_counter() - started) / models / epochs, loss))
     return pd.DataFrame(rows, columns=["loop", "repeat", "seconds", "valid_loss"])
 
 

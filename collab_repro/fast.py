@@ -9,6 +9,7 @@ calling every callback for every event of every batch, and its Adam on some fort
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from fastai.callback.core import (
@@ -44,16 +45,20 @@ class FusedAdam(Optimizer):
         super().__init__(params, [], lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
 
     def _pieces(self, p) -> tuple:
-        """`p`, its gradient, averages and step count, as lists for the kernel: one piece, or one for each of
-        the `rows` in its state. (The kernel rounds the last few numbers of a piece in their own way.)"""
+        """`p`, its averages, gradient and step count as lists for the kernel: one piece, or one for each
+        of the `rows` in its state. (The kernel rounds the last few numbers of a piece in their own way.)"""
         state = self.state[p]
         if "grad_avg" not in state:
             state |= {"grad_avg": torch.zeros_like(p), "sqr_avg": torch.zeros_like(p), "step": 0}
-        whole = p, p.grad, state["grad_avg"], state["sqr_avg"]
-        pieces = [t.split(state["rows"]) if "rows" in state else [t] for t in whole]
-        steps = torch.full((len(pieces[0]),), float(state["step"]), device=p.device).unbind()
+        whole, rows = (p, state["grad_avg"], state["sqr_avg"]), state.get("rows")
+        if rows is None:
+            pieces, grads = [[t] for t in whole], [p.grad]
+        else:
+            pieces = state.setdefault("pieces", [t.split(rows) for t in whole])
+            grads = p.grad.split(rows)
+        steps = [float(state["step"])] * len(grads)
         state["step"] += 1
-        return *pieces, steps
+        return *pieces, grads, steps
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -66,14 +71,14 @@ class FusedAdam(Optimizer):
                 ]
                 if pieces:
                     columns = zip(*pieces, strict=True)
-                    params, grads, avgs, sqrs, steps = ([t for ts in col for t in ts] for col in columns)
+                    params, avgs, sqrs, grads, steps = (list(chain(*column)) for column in columns)
                     adamw(
                         params,
                         grads,
                         avgs,
                         sqrs,
                         max_exp_avg_sqs=[],
-                        state_steps=steps,
+                        state_steps=list(torch.tensor(steps, device=params[0].device).unbind()),
                         fused=True,
                         amsgrad=False,
                         maximize=False,
@@ -155,6 +160,7 @@ class FastLoop(Callback):
             if isinstance(cb, ParamScheduler)
             for name, f in cb.scheds.items()
         ]
+        metrics = list(recorder._train_mets)
         smooth, step = recorder.smooth_loss, 1.0 / (len(learn.dl) * learn.n_epoch)
         for loss in self._batches():
             for name, f, log in scheds:
@@ -163,7 +169,7 @@ class FastLoop(Callback):
             loss.backward()
             opt.step()
             opt.zero_grad()
-            for metric in recorder._train_mets:
+            for metric in metrics:
                 metric.accumulate(learn)
             recorder.lrs.append(opt.hypers[-1]["lr"])
             recorder.losses.append(smooth.value)
@@ -172,8 +178,9 @@ class FastLoop(Callback):
         learn.smooth_loss = smooth.value
 
     def _validate(self):
+        metrics = list(self.recorder._valid_mets)
         for _ in self._batches():
-            for metric in self.recorder._valid_mets:
+            for metric in metrics:
                 metric.accumulate(self.learn)
 
 

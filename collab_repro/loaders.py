@@ -104,7 +104,8 @@ class TensorDL(TfmdDL):
 
     def __iter__(self):
         self.before_iter()
-        yield from map(self.after_batch, self.batches())
+        only_reads = [type(tfm) for tfm in self.after_batch.fs] == [ReadTensors]  # which are read already
+        yield from self.batches() if only_reads else map(self.after_batch, self.batches())
         self.after_iter()
 
     def one_batch(self):

@@ -105,6 +105,7 @@ def fit_side_by_side(learns: Sequence[Learner], epochs: int, lr: float, wd: floa
     for name, table in tables(model).items():
         state = wide.opt.state[table]
         sizes = state.pop("rows")
+        state.pop("pieces")
         whole = table.detach(), state["grad_avg"], state["sqr_avg"]
         parts = zip(*(t.split(sizes) for t in whole), strict=True)
         for learn, own, (weights, grad_avg, sqr_avg) in zip(learns, each, parts, strict=True):
