@@ -459,7 +459,7 @@ class TestServer:
         started = time.monotonic()
         with pytest.raises(RatingsUnavailable, match=f"GroupLens: .*({words}).*; RecBole") as error:
             load_ratings()
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 60  # it does not hang; the server above drips for ever
         assert "path= and COLLAB_REPRO_DATA: not given" in str(error.value)
         assert "no way out. What to do: try again later, or unpack" in str(error.value)
         assert "\n" not in str(error.value)
