@@ -229,8 +229,8 @@ def accuracy(ratings: pd.DataFrame, splits: Iterable[int] = range(3)) -> pd.Data
     """RMSE (stars) on held-out rows and seconds of fitting, beside the libraries that are installed.
 
     Split s holds out the first fifth of `np.random.default_rng(s).permutation(n)`, by row. Columns:
-    model, split, rmse, seconds. `ENSEMBLE`'s settings were chosen on a validation part of split 0's
-    training rows; the peers' are the best of their documentation and our own few tries.
+    model, split, rmse, seconds. `ENSEMBLE`'s settings are the best of four
+    tried on a validation part of split 0's training rows; the peers' are fixed, not tuned here.
     """
     checked = check_ratings(ratings)
     user, item, rating = checked.columns

@@ -1,4 +1,4 @@
-"""Training in several processes, through fastai's `distrib_ctx` and Accelerate, on CPUs as well as GPUs.
+"""Training in several processes, through fastai's `distrib_ctx` and Accelerate; tested on CPUs.
 
     torchrun --nproc_per_node 2 -m collab_repro
 

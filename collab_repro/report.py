@@ -7,6 +7,7 @@ from importlib.metadata import version
 import pandas as pd
 
 from .chapter import published
+from .checks import check_ratings
 from .compare import SameStart, difference, summary
 from .interpret import UnknownTitle, movie_bias, similar_movies, suggest
 from .learned import Learned
@@ -119,15 +120,17 @@ def _neighbours(learned: dict[str, Learned], title: str, n: int = 5) -> str:
     return "\n\n".join(blocks)
 
 
-def title_to_show(ratings: pd.DataFrame, wanted: str | None, usual: str) -> str:
-    """`wanted`, or without one the `usual` title where the ratings have it, else the most rated.
+def title_to_show(ratings: pd.DataFrame, wanted: str | None, usual: str) -> object:
+    """The item that reads `wanted`, or without one the `usual` title where it is rated, else the most rated.
 
-    Raises `UnknownTitle`, suggesting others, for a title that the ratings don't have.
+    Raises `UnknownTitle`, suggesting others, for an item that the ratings don't have, and `BadRatings`.
     """
-    known = ratings["title"].value_counts().index
-    if wanted is not None and wanted not in known:
+    checked = check_ratings(ratings)
+    known = checked[checked.columns[1]].value_counts().index
+    named = {str(item): item for item in known}
+    if wanted is not None and wanted not in named:
         raise UnknownTitle(f"no title {wanted!r}{suggest(wanted, known)}")
-    return wanted or (usual if usual in known else known[0])
+    return named[wanted] if wanted is not None else named.get(usual, known[0])
 
 
 def chapter_report(against: pd.DataFrame, names: dict[int, str], splits: int, source: str) -> str:

@@ -92,6 +92,15 @@ def test_the_same_command_gives_the_same_results_in_another_process(finished, ow
     assert all(ours[name] == theirs[name] for name in ours if name != "curves.csv")
 
 
+def test_ones_own_ratings_under_other_column_names(tmp_path, planted, capsys):
+    mine = planted[["user", "movie", "rating"]].set_axis(["who", "what", "stars"], axis=1)
+    mine["what"] = "item " + mine["what"].astype(str)
+    mine.to_csv(tmp_path / "mine.csv", index=False)
+    command = ["--data", str(tmp_path / "mine.csv"), "--seeds", "1", "--epochs", "1", "--title", "item 7"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    assert "## Nearest to item 7\n" in capsys.readouterr().out
+
+
 MISTAKES = {
     "unknown data": (["--data", "ml-1t"], "no ratings called 'ml-1t'"),
     "no such file": (["--data", "nowhere.csv"], "nowhere.csv"),
