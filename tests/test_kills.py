@@ -37,7 +37,7 @@ def test_fifty_kills_while_writing_leave_every_file_whole(tmp_path, planted):
     learned = Learned.of(learner(planted, DotProductBias, n_factors=5))
     columns = dict.fromkeys(results.CURVES, 0.5) | {"data": "mine", "model": "DotProductBias"}
     tables = [pd.DataFrame([columns] * n) for n in (10, 5_000)]
-    reports = [b"short", b"long" * 200_000]
+    reports = [b"short", b"long" * 2_000_000]
     turn = random.Random(0)
 
     def work():
@@ -47,9 +47,12 @@ def test_fifty_kills_while_writing_leave_every_file_whole(tmp_path, planted):
         learned.save(tmp_path / "learned-DotProductBias.npz")
 
     work()
-    for _ in range(KILLS):
+    for kill in range(KILLS):
+        before = set(tmp_path.glob(".*.part"))
         child = fork(work)
         time.sleep(turn.uniform(0, 0.03))
+        while kill % 2 and set(tmp_path.glob(".*.part")) <= before:
+            pass  # every other kill waits for a file half written
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         turn.random()  # another sequence for the next child
