@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import TypeVar
 
+import torch
+
 __all__ = ["in_processes", "usable_cores"]
 
 Result = TypeVar("Result")
@@ -24,6 +26,8 @@ def usable_cores() -> int:
 def in_processes(jobs: Sequence[Job], most: int, listen: Callable[[object], None]) -> list[Result]:
     """The results of `jobs`, up to `most` of them running at a time, each in a process of its own.
 
+    There PyTorch has one thread: the cores are shared out among the processes, and the threads it
+    had started before do not survive a fork (waiting for them would never end).
     A job gets a function to call with messages, which reach `listen` here; what it returns must
     pickle. What a job raises is raised here, and ends the others; so is RuntimeError when its process died.
     """
@@ -64,6 +68,7 @@ def _run(job: Job, pipe: Connection) -> None:
     def send(kind: str, content: object) -> None:
         pipe.send_bytes(pickle.dumps((kind, content)))  # `send` would share each tensor by a file of its own
 
+    torch.set_num_threads(1)
     try:
         send("result", job(lambda content: send("message", content)))
     except KeyboardInterrupt:
