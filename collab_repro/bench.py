@@ -12,8 +12,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from contextlib import redirect_stderr
 from functools import partial
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -300,13 +302,9 @@ def _myfm(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, flo
     encoder = OneHotEncoder(handle_unknown="ignore").fit(x)
     started = time.perf_counter()
     model = MyFMRegressor(rank=10, random_seed=0)
-    model.fit(
-        encoder.transform(x),
-        y,
-        n_iter=200,
-        n_kept_samples=190,
-        grouping=[x[:, 0].max() + 1, x[:, 1].max() + 1],
-    )
+    shapes = [len(ids) for ids in encoder.categories_]
+    with redirect_stderr(StringIO()):  # it has no way to show no progress bar
+        model.fit(encoder.transform(x), y, n_iter=200, n_kept_samples=190, group_shapes=shapes)
     seconds = time.perf_counter() - started
     return model.predict(encoder.transform(at)), seconds
 
@@ -316,4 +314,4 @@ PEERS = {
     "cmfrec CMF, 50 factors": ("cmfrec", _cmfrec),
     "myFM, rank 10": ("myfm", _myfm),
 }
-ENSEMBLE = {"models": 10, "settings": {"n_factors": 100, "bs": 512, "epochs": 5, "lr": 5e-3, "wd": 0.1}}
+ENSEMBLE = {"models": 10, "settings": {"n_factors": 50, "bs": 128, "epochs": 5, "lr": 5e-3, "wd": 0.1}}
