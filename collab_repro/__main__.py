@@ -188,11 +188,12 @@ def bench_command(args: argparse.Namespace) -> None:
     if "scale" in args.parts:
         found = bench.scale()
         write_table(args.out / "bench-scale.csv", found)
-        flat = found["us"].max() / found["us"].min()
+        flat = found["ratings_per_s"].max() / found["ratings_per_s"].min()
         print(f"\n## Cost against size, planted ratings\n\nmost to least per rating: {flat:.1f}\n")
-        rows = [[f"{v:.4g}" if isinstance(v, float) else v for v in row] for row in found.values]
+        rows = [[f"{v:,.4g}" if isinstance(v, float) else str(v) for v in row] for row in found.values]
         print(table(list(found), rows))
-    print(f"\nWrote {', '.join(f.name for f in sorted(args.out.glob('bench-*.csv')))} in {args.out}")
+        results.draw(args.out)
+    print(f"\nWrote {', '.join(f.name for f in sorted(args.out.glob('bench-*')))} in {args.out}")
 
 
 COMMANDS = {None: main_command, "plots": plots_command, "chapter": chapter_command, "bench": bench_command}

@@ -25,7 +25,6 @@ from fastai.callback.schedule import ParamScheduler
 from fastai.learner import CastToTensor, Recorder
 from fastai.optimizer import Optimizer
 from fastai.torch_core import to_device
-from torch.optim.adamw import adamw
 
 __all__ = ["FastLoop", "FusedAdam", "few_threads"]
 
@@ -34,7 +33,7 @@ UNDERSTOOD = (TrainEvalCallback, Recorder, CastToTensor, ProgressCallback, Param
 
 
 class FusedAdam(Optimizer):
-    """fastai's `Adam` (decoupled weight decay) in one fused PyTorch kernel a step.
+    """fastai's `Adam` (decoupled weight decay) in one PyTorch kernel a step: `torch.optim.AdamW`'s fused one.
 
     Same hyper-parameters, same names of state and hypers, `do_wd` and freezing honoured; the results
     differ from `Adam`'s by rounding only (but for frozen tables: `Adam` goes on moving them by their
@@ -50,15 +49,15 @@ class FusedAdam(Optimizer):
         state = self.state[p]
         if "grad_avg" not in state:
             state |= {"grad_avg": torch.zeros_like(p), "sqr_avg": torch.zeros_like(p), "step": 0}
+        state["step"] += 1
         whole, rows = (p, state["grad_avg"], state["sqr_avg"]), state.get("rows")
         if rows is None:
             pieces, grads = [[t] for t in whole], [p.grad]
         else:
             pieces = state.setdefault("pieces", [t.split(rows) for t in whole])
             grads = p.grad.split(rows)
-        steps = [float(state["step"])] * len(grads)
-        state["step"] += 1
-        return *pieces, grads, steps
+        step = torch.tensor(float(state["step"]), device=p.device)
+        return *pieces, grads, [step] * len(grads)
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -72,21 +71,20 @@ class FusedAdam(Optimizer):
                 if pieces:
                     columns = zip(*pieces, strict=True)
                     params, avgs, sqrs, grads, steps = (list(chain(*column)) for column in columns)
-                    adamw(
+                    torch._fused_adamw_(
                         params,
                         grads,
                         avgs,
                         sqrs,
-                        max_exp_avg_sqs=[],
-                        state_steps=list(torch.tensor(steps, device=params[0].device).unbind()),
-                        fused=True,
-                        amsgrad=False,
-                        maximize=False,
+                        [],
+                        steps,
                         lr=hyper["lr"],
                         beta1=hyper["mom"],
                         beta2=hyper["sqr_mom"],
-                        eps=hyper["eps"],
                         weight_decay=hyper["wd"] if decayed else 0.0,
+                        eps=hyper["eps"],
+                        amsgrad=False,
+                        maximize=False,
                     )
 
     def zero_grad(self):
@@ -162,19 +160,28 @@ class FastLoop(Callback):
         ]
         metrics = list(recorder._train_mets)
         smooth, step = recorder.smooth_loss, 1.0 / (len(learn.dl) * learn.n_epoch)
-        for loss in self._batches():
-            for name, f, log in scheds:
-                opt.set_hyper(name, f(learn.pct_train))
-                log.append(opt.hypers[-1][name])
-            loss.backward()
-            opt.step()
-            opt.zero_grad()
-            for metric in metrics:
-                metric.accumulate(learn)
-            recorder.lrs.append(opt.hypers[-1]["lr"])
-            recorder.losses.append(smooth.value)
-            learn.pct_train += step
-            learn.train_iter += 1
+        # Losses go into one tensor: thousands of small ones between the gradients of large tables would
+        # keep the heap from ever giving that memory back.
+        losses, done = [], 0
+        try:
+            for loss in self._batches():
+                for name, f, log in scheds:
+                    opt.set_hyper(name, f(learn.pct_train))
+                    log.append(opt.hypers[-1][name])
+                loss.backward()
+                opt.step()
+                opt.zero_grad()
+                for metric in metrics:
+                    metric.accumulate(learn)
+                recorder.lrs.append(opt.hypers[-1]["lr"])
+                if not done:
+                    losses = smooth.value.new_empty(learn.n_iter, *smooth.value.shape)
+                losses[done] = smooth.value
+                done += 1
+                learn.pct_train += step
+                learn.train_iter += 1
+        finally:
+            recorder.losses.extend(losses[:done])
         learn.smooth_loss = smooth.value
 
     def _validate(self):
@@ -184,7 +191,7 @@ class FastLoop(Callback):
                 metric.accumulate(self.learn)
 
 
-SHARED_WORK = 32_768  # elements from which PyTorch itself shares an elementwise operation out
+ONE_THREAD = 131_072  # elements up to which one thread was faster than two, on two idle cores
 
 
 @contextmanager
@@ -195,7 +202,7 @@ def few_threads(work: int) -> Iterator[None]:
     The caller's setting comes back at the end.
     """
     before = torch.get_num_threads()
-    torch.set_num_threads(1 if work <= SHARED_WORK else before)
+    torch.set_num_threads(1 if work <= ONE_THREAD else before)
     try:
         yield
     finally:

@@ -17,6 +17,8 @@ from .reproduce import COLUMNS
 __all__ = ["ResultsError", "draw", "save"]
 
 CURVES = ["data", "model", "seed", "epoch", "train_loss", "valid_loss", "seconds"]
+SCALE = ["size", "ratings", "users", "titles", "bs", "epochs"]
+SCALE += ["seconds", "ratings_per_s", "memory", "valid_loss"]
 BOOK_DATA = "ml-100k"  # the only ratings that the book's numbers are set beside
 
 
@@ -43,8 +45,8 @@ def draw(out: Path) -> list[Path]:
     """Draw every figure that the files in `out` allow, without training anything.
 
     From curves.csv: curves.png, difference.png; from each learned-MODEL.npz: bias-MODEL.png and
-    factors-MODEL.png; from chapter.csv: chapter.png. Raises `ResultsError` when there is nothing to
-    draw or a file is not what it should be, OSError.
+    factors-MODEL.png; from chapter.csv: chapter.png; from bench-scale.csv: bench-scale.png. Raises
+    `ResultsError` when there is nothing to draw or a file is not what it should be, OSError.
     """
     figures = {}
     if (out / "curves.csv").exists():
@@ -64,8 +66,12 @@ def draw(out: Path) -> list[Path]:
         losses = losses[losses["data"] == of]
         book = published(*dict.fromkeys(losses["run"]))
         figures["chapter"] = partial(plots.plot_chapter, losses, book)
+    if (out / "bench-scale.csv").exists():
+        cost = read_losses(out / "bench-scale.csv", SCALE).assign(way="batches by big_batch")
+        labels = {"xlabel": "planted ratings", "ylabel": "seconds an epoch"}
+        figures["bench-scale"] = partial(plots.plot_cost, cost, "ratings", "seconds", "way", **labels)
     if not figures:
-        raise ResultsError(f"{out} holds no curves.csv, learned-*.npz or chapter.csv to draw")
+        raise ResultsError(f"{out} holds no curves.csv, learned-*.npz, chapter.csv or bench-scale.csv")
     files = []
     for name, plot in figures.items():
         axes = plot()

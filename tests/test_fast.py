@@ -503,7 +503,7 @@ def test_a_parameter_without_gradient_is_left_alone():
 # --- few_threads ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("work, inside", [(64 * 50, 1), (32_768, 1), (32_769, 2), (10**7, 2)])
+@pytest.mark.parametrize("work, inside", [(64 * 50, 1), (131_072, 1), (131_073, 2), (10**7, 2)])
 def test_a_small_batch_gets_one_thread_and_a_large_one_the_users_setting(work, inside):
     torch.set_num_threads(2)
     with few_threads(work):
