@@ -379,6 +379,15 @@ def test_a_plain_pytorch_loader_works_too(planted):
     assert_same(*learns)
 
 
+def test_the_losses_of_an_epoch_lie_in_one_piece_of_memory(planted):
+    learn = make(
+        planted, FastLoop
+    )  # scattered, they kept 25 million ratings' gradients from being given back
+    quietly(learn, "fit_one_cycle", 3)
+    pieces = {loss.untyped_storage().data_ptr() for loss in learn.recorder.losses}
+    assert len(learn.recorder.losses) == 150 and len(pieces) == 3
+
+
 # --- FusedAdam ------------------------------------------------------------------------------------
 
 
