@@ -208,6 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             COMMANDS[args.command](args)
         return 0
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "You are using `torch.load`")  # by pickle, before PyTorch 2.6
         warnings.showwarning = lambda message, *_, **__: print(f"Note: {message}", file=sys.stderr)
         try:
             args.out.mkdir(parents=True, exist_ok=True)

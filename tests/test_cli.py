@@ -201,7 +201,17 @@ def test_chapter_resumes_after_a_kill_and_ends_with_the_same_bytes(own_csv, tmp_
 def test_an_interrupt_is_one_line_and_exit_code_130(finished, own_csv):
     out, _ = finished
     before = files(out)
-    command = [sys.executable, "-m", "collab_repro", "--data", own_csv, "--epochs", "500", "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "collab_repro",
+        "--data",
+        own_csv,
+        "--epochs",
+        "50000",
+        "--out",
+        str(out),
+    ]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert run.stdout.readline().startswith("Ratings")  # training is next
     for _ in range(5):  # as a person does: a bare `except:` in a library may swallow one

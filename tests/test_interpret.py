@@ -379,6 +379,6 @@ def test_alignment_undoes_a_rotation_and_leaves_what_differs(learned, learns):
     assert np.isclose(halved.attrs["left"], 0.25)
     assert first.index.equals(n_ratings(learned).index)
     _, second, _ = aligned_factors(learns, 30)
-    plain = [movie_factors(learn).loc[second.index] for learn in learns[:2]]
-    unaligned = ((plain[1] - plain[0]) ** 2).sum(axis=None) / (plain[0] ** 2).sum(axis=None)
+    plain = [movie_factors(learn).loc[second.index].to_numpy() for learn in learns[:2]]
+    unaligned = ((plain[1] - plain[0]) ** 2).sum() / (plain[0] ** 2).sum()
     assert 0 < second.attrs["left"] < unaligned

@@ -349,6 +349,7 @@ def test_deterministic_algorithms_bring_large_batches_back(two_threads):
     assert different([*grads("table[idx]", 8192), exact]) == 1
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.4."), reason="PyTorch 2.4 does not list it yet")
 def test_the_installed_documentation_lists_embedding_on_cuda():
     listed = " ".join(torch.use_deterministic_algorithms.__doc__.split())
     assert ":class:`torch.nn.Embedding` when attempting to differentiate a CUDA tensor" in listed
