@@ -101,3 +101,21 @@ def test_chapter_killed_at_random_moments_loses_nothing_it_had(planted, tmp_path
     whole = read_losses(out / "chapter.csv", COLUMNS)
     assert len(whole) == 12 and not list(out.glob(".*.part"))
     assert whole.equals(whole.sort_values(["run", "split", "epoch"], ignore_index=True))
+
+
+def test_the_main_command_killed_at_random_moments_leaves_the_earlier_results(planted, tmp_path):
+    planted.to_csv(tmp_path / "mine.csv", index=False)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "collab_repro", "--data", str(tmp_path / "mine.csv")]
+    command += ["--epochs", "1", "--out", str(out), "--seeds"]
+    subprocess.run([*command, "1"], check=True, capture_output=True)
+    moments = random.Random(2)
+    for _ in range(max(1, KILLS // 50)):
+        run = subprocess.Popen([*command, "2"], start_new_session=True, stdout=subprocess.DEVNULL)
+        time.sleep(moments.uniform(4, 9))
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+        assert len(read_losses(out / "curves.csv", results.CURVES)) in (2, 4)  # the earlier run or this one
+        assert Learned.load(out / "learned-DotProductBias.npz").titles
+    subprocess.run([*command, "2"], check=True, capture_output=True)
+    assert len(read_losses(out / "curves.csv", results.CURVES)) == 4 and not list(out.glob(".*.part"))
