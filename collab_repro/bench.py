@@ -88,7 +88,7 @@ def hand_written(dls: DataLoaders, epochs: int = 1, lr: float = 5e-3, wd: float 
     return loss.item()
 
 
-def loops(ratings: pd.DataFrame, repeats: int = 3, epochs: int = 3) -> pd.DataFrame:
+def loops(ratings: pd.DataFrame, repeats: int = 3, epochs: int = 5) -> pd.DataFrame:
     """Seconds per model-epoch of each way to train DotProductBias at batch 64, `repeats` times in turn,
     `epochs` at a time.
 
