@@ -1,6 +1,7 @@
 """Ratings for the tests: planted ones always, MovieLens 100K where it can be had."""
 
 import os
+import signal
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -15,6 +16,14 @@ from collab_repro.synthetic import Truth, planted_ratings
 def one_thread():
     "Batches this small only lose by a second thread."
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def interruptible():
+    "Commands started by the test heed Ctrl-C, also where a shell started the tests in the background."
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)

@@ -198,7 +198,7 @@ def test_chapter_resumes_after_a_kill_and_ends_with_the_same_bytes(own_csv, tmp_
     assert files(cut) == files(whole)
 
 
-def test_an_interrupt_is_one_line_and_exit_code_130(finished, own_csv):
+def test_an_interrupt_is_one_line_and_exit_code_130(finished, own_csv, interruptible):
     out, _ = finished
     before = files(out)
     command = [

@@ -80,7 +80,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("signal_sent", [signal.SIGINT, signal.SIGKILL])
-def test_chapter_killed_at_random_moments_loses_nothing_it_had(planted, tmp_path, signal_sent):
+def test_chapter_killed_at_random_moments_loses_nothing_it_had(planted, tmp_path, signal_sent, interruptible):
     planted.to_csv(tmp_path / "mine.csv", index=False)
     out = tmp_path / "out"
     command = [sys.executable, "-m", "collab_repro", "chapter", "--data", str(tmp_path / "mine.csv")]
