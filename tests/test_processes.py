@@ -50,7 +50,9 @@ def test_processes_forked_beside_two_threads_do_not_wait_for_them(planted):
     torch.set_num_threads(2)
     try:
         torch.randn(10**6).exp()  # starts the second thread, which no fork takes along
-        learns = [learner(planted, seed=seed, n_factors=100, bs=512) for seed in range(2)]
+        learns = [
+            learner(planted, seed=seed, n_factors=200, bs=1024) for seed in range(2)
+        ]  # two threads' work
         fit(learns, 1, processes=2)
     finally:
         torch.set_num_threads(before)
