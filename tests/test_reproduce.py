@@ -267,6 +267,8 @@ def test_z_is_the_books_distance_from_our_mean_in_sds_by_hand():
         ([0.71, 0.72, 0.73], 0.48, "valid outside the spread"),
         ([0.81, 0.82, 0.83], 0.38, "train outside the spread"),
         ([0.91, 0.92, 0.93], 0.58, "train and valid outside the spread"),
+        ([0.792, 0.802, 0.812], 0.48, "valid outside the spread"),  # by 2.1 sd
+        ([0.794, 0.804, 0.814], 0.48, "inside the spread"),  # by 1.9 sd
         ([0.82], 0.48, "no spread from one split"),
     ],
 )
