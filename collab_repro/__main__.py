@@ -187,6 +187,8 @@ def bench_command(args: argparse.Namespace) -> None:
         print(f"\n## RMSE (stars) on three held-out fifths\n\n{table(header, rows)}", flush=True)
     if "scale" in args.parts:
         found = bench.scale()
+        if found.empty:
+            raise results.ResultsError("not one size could be trained")
         write_table(args.out / "bench-scale.csv", found)
         flat = found["ratings_per_s"].max() / found["ratings_per_s"].min()
         print(f"\n## Cost against size, planted ratings\n\nmost to least per rating: {flat:.1f}\n")

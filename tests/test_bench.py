@@ -93,6 +93,13 @@ def test_the_command_prints_ratios_first_and_draws_cost_against_size(tmp_path, m
     assert "bench-accuracy.csv, bench-scale.csv, bench-scale.png" in out.replace("\n", " ")
 
 
+def test_no_size_at_all_is_one_clear_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "scale", lambda: pd.DataFrame([]))
+    assert main(["bench", "--data", "synthetic", "--parts", "scale", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "collab_repro: not one size could be trained\n"
+    assert not list(tmp_path.glob("*.csv"))
+
+
 def test_the_whole_command_is_set_beside_as_many_stock_epochs(planted, monkeypatch, tmp_path):
     planted.to_csv(tmp_path / "mine.csv", index=False)
     planted = planted.copy()
