@@ -26,6 +26,7 @@ import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from io import BytesIO
+from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +40,11 @@ from .synthetic import planted_ratings
 VARIABLE = "COLLAB_REPRO_DATA"
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 NUMBERS = ["user", "movie", "rating", "timestamp"]
+GENRES = [
+    "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary",
+    "Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi",
+    "Thriller", "War", "Western",
+]  # fmt: skip
 AS_IT_STANDS = {"dtype": {"title": str}, "quoting": csv.QUOTE_NONE, "keep_default_na": False}
 SHA256 = "9721e38d7794f29811ceabab2f13b77ac1b3ef0ca93f6ea33cbd1c46fc98d5d4"  # see frame_sha256
 TIMEOUT, PATIENCE = 10, 120  # seconds: of a server's silence, of a whole download
@@ -49,7 +55,7 @@ class RatingsUnavailable(RuntimeError):
     """No ratings: one line that says what was tried, what went wrong and what to do."""
 
 
-def load_ratings(name: str = "ml-100k", path: str | Path | None = None) -> pd.DataFrame:
+def load_ratings(name: str = "ml-100k", path: str | Path | None = None, genres: bool = False) -> pd.DataFrame:
     """The ratings called `name`, as the frame chapter 8 builds ("A First Look at the Data").
 
     "ml-100k": 100,000 rows in GroupLens' order, indexed from 0: int64 `user` (943 of them), `movie`
@@ -62,6 +68,10 @@ def load_ratings(name: str = "ml-100k", path: str | Path | None = None) -> pd.Da
 
     "synthetic": `planted_ratings()`, the same columns. A file ending in .csv or .tsv: one's own
     ratings, UTF-8 with a header row, as they are; `check_ratings` tells whether they will do.
+
+    `genres=True` keeps a sixth column of ml-100k: the film's `genres` in GroupLens' words and order,
+    with bars between, as newer MovieLens sets write them and `.str.get_dummies()` takes apart:
+    "Animation|Children's|Comedy". An own file has such a column or is refused.
 
     `.attrs` holds `name`, `source` (a sentence) and, for ml-100k, `duplicates` (how many rows
     repeat a user and title). Raises `RatingsUnavailable`; never falls back on other ratings.
@@ -78,6 +88,10 @@ def load_ratings(name: str = "ml-100k", path: str | Path | None = None) -> pd.Da
     else:
         known = "'ml-100k', 'synthetic', or a .csv or .tsv file"
         raise RatingsUnavailable(f"no ratings called {name!r}: there are {known}")
+    if genres and "genres" not in ratings:
+        raise RatingsUnavailable(f"{name!r} has no column 'genres'; leave genres=True out")
+    if name == "ml-100k" and not genres:
+        ratings = ratings.drop(columns="genres")
     ratings.attrs.update(name=name, source=source)
     return ratings
 
@@ -97,9 +111,14 @@ def frame_sha256(ratings: pd.DataFrame) -> str:
 def _grouplens(data: bytes, item: bytes) -> pd.DataFrame:
     """From GroupLens' u.data and u.item."""
     ratings = pd.read_csv(BytesIO(data), sep="\t", names=NUMBERS, dtype=np.int64)
-    form = {"sep": "|", "encoding": "latin-1", "names": ["movie", "title"], "usecols": [0, 1]}
+    form = {"sep": "|", "encoding": "latin-1"}
+    form["names"] = ["movie", "title", "released", "on video", "address", *GENRES]
     items = pd.read_csv(BytesIO(item), **form, **AS_IT_STANDS)
-    return _merge(ratings, items["movie"], items["title"])
+    flags = items[GENRES].to_numpy()
+    if not np.isin(flags, (0, 1)).all():
+        raise ValueError("not the published u.item: its last 19 columns are not 0 or 1")
+    items["genres"] = ["|".join(compress(GENRES, marked)) for marked in flags]
+    return _merge(ratings, items)
 
 
 def _recbole(inter: bytes, item: bytes) -> pd.DataFrame:
@@ -108,12 +127,15 @@ def _recbole(inter: bytes, item: bytes) -> pd.DataFrame:
     form = {"sep": "\t", "header": 0, "names": ["movie", "title", "year", "genres"]}
     items = pd.read_csv(BytesIO(item), **form, **AS_IT_STANDS)
     titles = items["title"] + " (" + items["year"] + ")"
-    return _merge(ratings, items["movie"], titles.replace("unkonwn (unkonwn)", "unknown"))
+    items["title"] = titles.replace("unkonwn (unkonwn)", "unknown")
+    items["genres"] = items["genres"].str.replace(" ", "|")
+    return _merge(ratings, items)
 
 
-def _merge(ratings: pd.DataFrame, movies: pd.Series, titles: pd.Series) -> pd.DataFrame:
-    """The movies' titles joined to the ratings, which keep their order; checked."""
-    ratings["title"] = ratings["movie"].map(dict(zip(movies, titles.str.strip(), strict=True)))
+def _merge(ratings: pd.DataFrame, items: pd.DataFrame) -> pd.DataFrame:
+    """The movies' titles and genres joined to the ratings, which keep their order; checked."""
+    for name, texts in {"title": items["title"].str.strip(), "genres": items["genres"]}.items():
+        ratings[name] = ratings["movie"].map(dict(zip(items["movie"], texts, strict=True)))
     if frame_sha256(ratings) != SHA256:
         raise ValueError(f"not the published 100,000 ratings ({len(ratings):,} rows read)")
     ratings.attrs["duplicates"] = int(ratings.duplicated(["user", "title"]).sum())

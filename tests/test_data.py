@@ -42,6 +42,15 @@ FILMS = {
 }
 
 
+KINDS = {
+    1: ["Drama"],
+    2: ["Children's", "Film-Noir"],
+    3: ["Drama", "Western"],
+    4: ["Comedy"],
+    267: ["unknown"],
+}
+
+
 def packed(members):
     """A zip archive of {name: bytes}."""
     buffer = BytesIO()
@@ -51,11 +60,12 @@ def packed(members):
     return buffer.getvalue()
 
 
-def grouplens_files(ratings):
-    """u.data and u.item as GroupLens writes them: latin-1, a stray blank behind one title."""
+def grouplens_files(ratings, kinds=KINDS):
+    """u.data and u.item as GroupLens writes them: latin-1, a stray blank behind one title, flags."""
     lines = ratings[data.NUMBERS].to_csv(sep="\t", header=False, index=False, lineterminator="\n")
     films = ratings.drop_duplicates("movie").set_index("movie")["title"].sort_index()
-    items = [f"{m}|{t}{' ' * (m == 1)}|01-Jan-1990||http://x|0|1\n" for m, t in films.items()]
+    flags = {m: "|".join(str(int(genre in kinds.get(m, ()))) for genre in data.GENRES) for m in films.index}
+    items = [f"{m}|{t}{' ' * (m == 1)}|01-Jan-1990||http://x|{flags[m]}\n" for m, t in films.items()]
     return {"u.data": lines.encode(), "u.item": "".join(items).encode("latin-1")}
 
 
@@ -66,7 +76,7 @@ def recbole_files(ratings):
     for movie, title in FILMS.items():
         if movie != 267:
             name, year = title[:-1].rsplit(" (", 1)
-            items.append(f"{movie}\t{name}\t{year}\tDrama\n")
+            items.append(f"{movie}\t{name}\t{year}\t{' '.join(KINDS[movie])}\n")
     texts = ("a:token\tb:token\tc:float\td:float\n" + lines, "a\tb\tc\td\n" + "".join(items))
     info = "Metadata-Version: 2.1\nName: recbole\nVersion: 1.2.1\n"
     wheel = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
@@ -153,6 +163,42 @@ class TestNames:
         ratings = load_ratings("synthetic")
         assert len(ratings) == 100_000 and ratings.attrs["name"] == "synthetic"
         assert ratings.attrs["source"] == "synthetic ratings, planted_ratings(seed=0)"
+
+
+class TestGenres:
+    @pytest.mark.parametrize("route", ["folder", "GROUPLENS", "RECBOLE"])
+    def test_all_routes_give_the_same(self, small, tmp_path, route):
+        expected = small.ratings.assign(genres=["|".join(KINDS[movie]) for movie in small.ratings["movie"]])
+        if route != "folder":
+            small.routes(**{route: lambda: {"GROUPLENS": small.zip, "RECBOLE": small.wheel}[route]})
+        path = unpack(small.files, tmp_path / "ml-100k") if route == "folder" else None
+        ratings = load_ratings(path=path, genres=True)
+        pd.testing.assert_frame_equal(ratings, expected)
+        assert ratings.attrs == load_ratings(path=path).attrs
+        same(load_ratings(path=path), small.ratings)
+        flags = ratings["genres"].str.get_dummies()
+        assert (flags["Children's"] == (ratings["movie"] == 2)).all()
+        assert set(flags) == {kind for kinds in KINDS.values() for kind in kinds}
+
+    @pytest.mark.parametrize("flag", ["x", "", "0.5"])
+    def test_flags_that_are_none(self, small, tmp_path, flag):
+        old = small.files["u.item"]
+        bad = old.replace(b"http://x|0", b"http://x|" + flag.encode(), 1)
+        folder = unpack(small.files | {"u.item": bad}, tmp_path / "ml-100k")
+        assert bad != old
+        with pytest.raises(RatingsUnavailable, match=r"ml-100k: .*; give the folder"):
+            load_ratings(path=folder)
+
+    def test_where_there_are_none(self, tmp_path):
+        with pytest.raises(RatingsUnavailable, match="'synthetic' has no column 'genres'; leave"):
+            load_ratings("synthetic", genres=True)
+        file = tmp_path / "my.csv"
+        file.write_text("u,i,r\n1,2,3\n")
+        with pytest.raises(RatingsUnavailable, match=r"'my.csv' has no column 'genres'"):
+            load_ratings(str(file), genres=True)
+        file.write_text("u,i,r,genres\n1,2,3,Drama|War\n")
+        for genres in (True, False):
+            assert load_ratings(str(file), genres=genres)["genres"].tolist() == ["Drama|War"]
 
 
 class TestFolder:
@@ -641,3 +687,18 @@ class TestReal:
         (folder / "u.data").write_bytes(grouplens_files(changed)["u.data"])
         with pytest.raises(RatingsUnavailable, match="not the published 100,000 ratings"):
             load_ratings(path=folder)
+
+    def test_genres(self, ml100k, tmp_path):
+        """As many films of each kind as GroupLens' u.item is known for; written so, read the same."""
+        ratings = load_ratings(genres=True)
+        same(ratings.drop(columns="genres"), ml100k)
+        films = ratings.drop_duplicates("movie").set_index("movie")["genres"]
+        assert films.str.get_dummies().sum().to_dict() == {
+            "Action": 251, "Adventure": 135, "Animation": 42, "Children's": 122, "Comedy": 505,
+            "Crime": 109, "Documentary": 50, "Drama": 725, "Fantasy": 22, "Film-Noir": 24,
+            "Horror": 92, "Musical": 56, "Mystery": 61, "Romance": 247, "Sci-Fi": 101,
+            "Thriller": 251, "War": 71, "Western": 27, "unknown": 2,
+        }  # fmt: skip
+        files = grouplens_files(ml100k, films.str.split("|").to_dict())
+        folder = unpack(files, tmp_path / "ml-100k")
+        pd.testing.assert_frame_equal(load_ratings(path=folder, genres=True), ratings)
