@@ -50,42 +50,40 @@ class FusedAdam(Optimizer):
         if "grad_avg" not in state:
             state |= {"grad_avg": torch.zeros_like(p), "sqr_avg": torch.zeros_like(p), "step": 0}
         state["step"] += 1
-        whole, rows = (p, state["grad_avg"], state["sqr_avg"]), state.get("rows")
-        if rows is None:
-            pieces, grads = [[t] for t in whole], [p.grad]
-        else:
-            pieces = state.setdefault("pieces", [t.split(rows) for t in whole])
-            grads = p.grad.split(rows)
         step = torch.tensor(float(state["step"]), device=p.device)
-        return *pieces, grads, [step] * len(grads)
+        if "rows" not in state:
+            return [p], [state["grad_avg"]], [state["sqr_avg"]], [p.grad], [step]
+        if "pieces" not in state:
+            state["pieces"] = [t.split(state["rows"]) for t in (p, state["grad_avg"], state["sqr_avg"])]
+        grads = p.grad.split(state["rows"])
+        return *state["pieces"], grads, [step] * len(grads)
 
     @torch.no_grad()
     def step(self, closure=None):
         for group, hyper in zip(self.param_lists, self.hypers, strict=True):
             for decayed in (True, False):
-                pieces = [
-                    self._pieces(p)
-                    for p in group
-                    if p.grad is not None and self.state[p].get("do_wd", True) == decayed
+                stepped = [
+                    p for p in group if p.grad is not None and self.state[p].get("do_wd", True) == decayed
                 ]
-                if pieces:
-                    columns = zip(*pieces, strict=True)
-                    params, avgs, sqrs, grads, steps = (list(chain(*column)) for column in columns)
-                    torch._fused_adamw_(
-                        params,
-                        grads,
-                        avgs,
-                        sqrs,
-                        [],
-                        steps,
-                        lr=hyper["lr"],
-                        beta1=hyper["mom"],
-                        beta2=hyper["sqr_mom"],
-                        weight_decay=hyper["wd"] if decayed else 0.0,
-                        eps=hyper["eps"],
-                        amsgrad=False,
-                        maximize=False,
-                    )
+                if not stepped:
+                    continue
+                columns = zip(*map(self._pieces, stepped), strict=True)
+                params, avgs, sqrs, grads, steps = (list(chain(*column)) for column in columns)
+                torch._fused_adamw_(
+                    params,
+                    grads,
+                    avgs,
+                    sqrs,
+                    [],
+                    steps,
+                    lr=hyper["lr"],
+                    beta1=hyper["mom"],
+                    beta2=hyper["sqr_mom"],
+                    weight_decay=hyper["wd"] if decayed else 0.0,
+                    eps=hyper["eps"],
+                    amsgrad=False,
+                    maximize=False,
+                )
 
     def zero_grad(self):
         for group in self.param_lists:
