@@ -211,6 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "You are using `torch.load`")  # by pickle, before PyTorch 2.6
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # stock fastai's loader
         warnings.showwarning = lambda message, *_, **__: print(f"Note: {message}", file=sys.stderr)
         try:
             args.out.mkdir(parents=True, exist_ok=True)

@@ -6,11 +6,13 @@ A step of the chapter's model is half a millisecond of arithmetic. fastai spends
 calling every callback for every event of every batch, and its Adam on some forty small kernels.
 """
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 
+import numpy as np
 import torch
 from fastai.callback.core import (
     Callback,
@@ -21,7 +23,7 @@ from fastai.callback.core import (
     event,
 )
 from fastai.callback.progress import ProgressCallback
-from fastai.callback.schedule import ParamScheduler
+from fastai.callback.schedule import ParamScheduler, combined_cos
 from fastai.learner import CastToTensor, Recorder
 from fastai.optimizer import Optimizer
 from fastai.torch_core import to_device
@@ -44,8 +46,8 @@ class FusedAdam(Optimizer):
         super().__init__(params, [], lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
 
     def _pieces(self, p) -> tuple:
-        """`p`, its averages, gradient and step count as lists for the kernel: one piece, or one for each
-        of the `rows` in its state. (The kernel rounds the last few numbers of a piece in their own way.)"""
+        """`p`, its averages, gradient and step count as lists for the kernel: one piece, or one for each of
+        the `rows` in its state. (A piece's end that fills no cache line the kernel rounds in its own way.)"""
         state = self.state[p]
         if "grad_avg" not in state:
             state |= {"grad_avg": torch.zeros_like(p), "sqr_avg": torch.zeros_like(p), "step": 0}
@@ -151,7 +153,7 @@ class FastLoop(Callback):
     def _train(self):
         learn, opt, recorder = self.learn, self.opt, self.recorder
         scheds = [
-            (name, f, cb.hps[name])
+            (name, in_numbers(f), cb.hps[name])
             for cb in learn.cbs
             if isinstance(cb, ParamScheduler)
             for name, f in cb.scheds.items()
@@ -187,6 +189,24 @@ class FastLoop(Callback):
         for _ in self._batches():
             for metric in metrics:
                 metric.accumulate(self.learn)
+
+
+COMBINED = combined_cos(0.5, 0, 1, 0).__code__  # what fastai's `combine_scheds` returns, in code
+
+
+def in_numbers(f: Callable[[float], float]) -> Callable[[float], float]:
+    "`f` of fastai's `combine_scheds` without its small tensors, equal to the bit; any other `f` as it is."
+    if getattr(f, "__code__", None) is not COMBINED:
+        return f
+    made = inspect.getclosurevars(f).nonlocals
+    edges, scheds = list(made["pcts"].numpy()), made["scheds"]  # float32, as fastai reckons
+
+    def at(pct: float) -> float:
+        pct = np.float32(pct)
+        part = min(sum(pct >= edge for edge in edges), len(scheds)) - 1
+        return scheds[part](float((pct - edges[part]) / (edges[part + 1] - edges[part])))
+
+    return at
 
 
 ONE_THREAD = 131_072  # elements up to which one thread was faster than two, on two idle cores

@@ -95,8 +95,10 @@ def fit_side_by_side(learns: Sequence[Learner], epochs: int, lr: float, wd: floa
     wide = Learner(dls, model, EachMSE(len(learns)), learns[0].opt_func, cbs=cbs)
     wide.recorder.loss, wide.recorder.smooth_loss = EachLoss(), EachSmoothLoss()
     wide.create_opt()
+    sizes = {name: [len(t[name]) for t in each] for name in tables(model)}
     for name, table in tables(model).items():
-        wide.opt.state[table]["rows"] = [len(t[name]) for t in each]
+        if any(t[name].numel() % 16 for t in each):  # floats in a cache line, see FusedAdam
+            wide.opt.state[table]["rows"] = sizes[name]
     with wide.no_bar(), wide.no_logging():
         wide.fit_one_cycle(epochs, lr, wd=wd)
 
@@ -104,10 +106,10 @@ def fit_side_by_side(learns: Sequence[Learner], epochs: int, lr: float, wd: floa
         learn.create_opt()
     for name, table in tables(model).items():
         state = wide.opt.state[table]
-        sizes = state.pop("rows")
-        state.pop("pieces")
+        state.pop("rows", None)
+        state.pop("pieces", None)
         whole = table.detach(), state["grad_avg"], state["sqr_avg"]
-        parts = zip(*(t.split(sizes) for t in whole), strict=True)
+        parts = zip(*(t.split(sizes[name]) for t in whole), strict=True)
         for learn, own, (weights, grad_avg, sqr_avg) in zip(learns, each, parts, strict=True):
             own[name].data.copy_(weights)
             averages = {"grad_avg": grad_avg.clone(), "sqr_avg": sqr_avg.clone()}

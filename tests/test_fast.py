@@ -1,10 +1,21 @@
 "The fast loop gives the ordinary Learner's numbers, FusedAdam gives Adam's, and fastai goes on as always."
 
+from itertools import accumulate
+
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
 from fastai.callback.core import Callback, CancelFitException, CancelTrainException
-from fastai.callback.schedule import Learner
+from fastai.callback.schedule import (
+    Learner,
+    SchedCos,
+    SchedExp,
+    SchedLin,
+    SchedPoly,
+    combine_scheds,
+    combined_cos,
+)
 from fastai.callback.tracker import EarlyStoppingCallback, TerminateOnNaNCallback
 from fastai.callback.training import GradientAccumulation, GradientClip, ShortEpochCallback
 from fastai.collab import CollabDataLoaders
@@ -15,7 +26,7 @@ from fastai.metrics import mae, rmse
 from fastai.optimizer import SGD, Adam
 from torch import nn
 
-from collab_repro.fast import FastLoop, FusedAdam, few_threads
+from collab_repro.fast import FastLoop, FusedAdam, few_threads, in_numbers
 from collab_repro.loaders import RatingsDL
 from collab_repro.models import CollabNN, DotProduct, DotProductBias, DotProductBiasParams
 
@@ -116,6 +127,28 @@ def make_like(learn) -> Learner:
 def test_other_schedules_are_honoured(planted, how):
     args = (1, 2) if how == "fit_sgdr" else (2, 5e-3)
     assert_same(*pair(planted, how, *args))
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        combined_cos(0.25, 2e-4, 5e-3, 5e-8),
+        combine_scheds([0.1, 0.3, 0.6], [SchedLin(0, 1), SchedExp(1, 0.1), SchedPoly(0.1, 0, 3)]),
+    ],
+)
+def test_a_schedule_in_numbers_is_fastais_to_the_bit(f):
+    ours = in_numbers(f)
+    assert ours is not f
+    edges = [0.0, 0.1, 0.25, 0.1 + 0.3, 1.0]
+    places = [edge + step * 1e-9 for edge in edges for step in range(-60, 61)]
+    places += [*accumulate([1 / 6250] * 6250), *np.random.default_rng(0).random(3000)]
+    assert [ours(place) for place in places if place >= 0] == [f(place) for place in places if place >= 0]
+    assert type(ours(0.3)) is float
+
+
+@pytest.mark.parametrize("f", [SchedCos(1, 0), lambda pct: 0.1 * pct, max])
+def test_a_schedule_of_another_kind_is_left_as_it_is(f):
+    assert in_numbers(f) is f
 
 
 def test_fitting_twice_goes_on_where_the_first_fit_ended(planted):
