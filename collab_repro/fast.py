@@ -25,8 +25,10 @@ from fastai.callback.core import (
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler, combined_cos
 from fastai.learner import CastToTensor, Recorder
+from fastai.losses import BaseLoss
 from fastai.optimizer import Optimizer
 from fastai.torch_core import to_device
+from torch import Tensor
 
 __all__ = ["FastLoop", "FusedAdam", "few_threads"]
 
@@ -137,7 +139,7 @@ class FastLoop(Callback):
 
     def _batches(self) -> Iterator:
         "The epoch's batches on the model's device, set on the learner one by one as fastai does."
-        learn, model, loss_func = self.learn, self.learn.model, self.learn.loss_func
+        learn, model, loss_func = self.learn, self.learn.model, unwrapped(self.learn.loss_func)
         device, n_inp = next(model.parameters()).device, getattr(learn.dls, "n_inp", 1)
         learn.n_iter = len(learn.dl)
         with torch._C.DisableTorchFunctionSubclass():  # TensorBase costs more than the arithmetic
@@ -207,6 +209,20 @@ def in_numbers(f: Callable[[float], float]) -> Callable[[float], float]:
         return scheds[part](float((pct - edges[part]) / (edges[part + 1] - edges[part])))
 
     return at
+
+
+def unwrapped(loss_func: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    "`MSELossFlat` and its like without fastai's preparations, equal to the bit; any other as it is."
+    wraps = type(loss_func) is BaseLoss and loss_func.flatten and not loss_func.is_2d
+    if not wraps or loss_func.axis != -1:
+        return loss_func
+
+    def flat(pred: Tensor, targ: Tensor) -> Tensor:
+        if targ.dtype != torch.float32:
+            return loss_func(pred, targ)
+        return loss_func.func(pred.reshape(-1), targ.reshape(-1))
+
+    return flat
 
 
 ONE_THREAD = 131_072  # elements up to which one thread was faster than two, on two idle cores

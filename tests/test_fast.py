@@ -21,12 +21,12 @@ from fastai.callback.training import GradientAccumulation, GradientClip, ShortEp
 from fastai.collab import CollabDataLoaders
 from fastai.data.core import DataLoaders
 from fastai.learner import load_learner
-from fastai.losses import MSELossFlat
+from fastai.losses import CrossEntropyLossFlat, L1LossFlat, MSELossFlat
 from fastai.metrics import mae, rmse
 from fastai.optimizer import SGD, Adam
 from torch import nn
 
-from collab_repro.fast import FastLoop, FusedAdam, few_threads, in_numbers
+from collab_repro.fast import FastLoop, FusedAdam, few_threads, in_numbers, unwrapped
 from collab_repro.loaders import RatingsDL
 from collab_repro.models import CollabNN, DotProduct, DotProductBias, DotProductBiasParams
 
@@ -149,6 +149,27 @@ def test_a_schedule_in_numbers_is_fastais_to_the_bit(f):
 @pytest.mark.parametrize("f", [SchedCos(1, 0), lambda pct: 0.1 * pct, max])
 def test_a_schedule_of_another_kind_is_left_as_it_is(f):
     assert in_numbers(f) is f
+
+
+@pytest.mark.parametrize("loss_func", [MSELossFlat(), L1LossFlat(reduction="sum")])
+@pytest.mark.parametrize("shape", [(64, 1), (64,), (8, 5), (1, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.float64])
+def test_an_unwrapped_loss_is_fastais_to_the_bit(loss_func, shape, dtype):
+    torch.manual_seed(0)
+    targ = torch.rand(*shape, 2).mul(2).to(dtype)[..., 0]  # not contiguous
+    results = []
+    for f in (unwrapped(loss_func), loss_func):
+        pred = torch.linspace(-1, 1, targ.numel()).view(shape).requires_grad_()
+        loss = f(pred, targ)
+        loss.backward()
+        results.append((loss, pred.grad))
+    assert unwrapped(loss_func) is not loss_func
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("loss_func", [CrossEntropyLossFlat(), MSELossFlat(axis=0), nn.MSELoss()])
+def test_a_loss_of_another_kind_is_left_as_it_is(loss_func):
+    assert unwrapped(loss_func) is loss_func
 
 
 def test_fitting_twice_goes_on_where_the_first_fit_ended(planted):
