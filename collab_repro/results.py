@@ -67,9 +67,13 @@ def draw(out: Path) -> list[Path]:
         book = published(*dict.fromkeys(losses["run"]))
         figures["chapter"] = partial(plots.plot_chapter, losses, book)
     if (out / "bench-scale.csv").exists():
-        cost = read_losses(out / "bench-scale.csv", SCALE).assign(way="batches by big_batch")
-        labels = {"xlabel": "planted ratings", "ylabel": "seconds an epoch"}
-        figures["bench-scale"] = partial(plots.plot_cost, cost, "ratings", "seconds", "way", **labels)
+        cost = read_losses(out / "bench-scale.csv", SCALE)
+        cost["per_rating"] = 1e6 / cost["ratings_per_s"]
+        shown = {"seconds": "seconds an epoch", "memory": "GB of memory", "per_rating": "µs a rating"}
+        cost = cost.rename(columns=shown).melt("ratings", shown.values(), "what", "cost")
+        labels = {"xlabel": "planted ratings", "ylabel": "as each line says"}
+        labels["source"] = "planted ratings, DotProductBias, batches by big_batch"
+        figures["bench-scale"] = partial(plots.plot_cost, cost, "ratings", "cost", "what", **labels)
     if not figures:
         raise ResultsError(f"{out} holds no curves.csv, learned-*.npz, chapter.csv or bench-scale.csv")
     files = []
