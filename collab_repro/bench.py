@@ -6,7 +6,6 @@ Every number is measured where the command runs. Machines differ and are shared:
 import json
 import math
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from contextlib import redirect_stderr
 from functools import partial
 from importlib.util import find_spec
 from io import StringIO
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +40,7 @@ from .report import table
 from .synthetic import planted_ratings
 from .training import Stopwatch, big_batch, fit, learner
 
-__all__ = ["accuracy", "loops", "machine", "main_command", "ratios", "scale"]
+__all__ = ["accuracy", "loops", "machine", "main_command", "ratios", "scale", "tuning"]
 
 SIZES = {  # users, titles and ratings of MovieLens 100K, 1M, 10M and 25M
     "100k": (943, 1_664, 100_000),
@@ -53,9 +53,15 @@ SEEDS = 10
 
 def machine() -> str:
     "The processor, its usable cores and PyTorch's threads, on one line."
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    model = names[0].split(":", 1)[1].strip() if names else platform.machine()
+    model = _linux("cpuinfo", "model name") or platform.machine()
     return f"{model}, {usable_cores()} usable cores, PyTorch with {torch.get_num_threads()} threads"
+
+
+def _linux(file: str, name: str) -> str:
+    "What a file under /proc says after `name`, or nothing."
+    file = Path("/proc") / file
+    lines = file.read_text().splitlines() if file.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(name)), "")
 
 
 # One epoch of the chapter's model, loop by loop
@@ -173,7 +179,7 @@ def scale(sizes: Iterable[str] = tuple(SIZES), epochs: int = 5) -> pd.DataFrame:
     """Planted ratings of MovieLens' sizes trained with `big_batch`, each size in a process of its own.
 
     Columns: size, ratings, users, titles, bs, epochs, seconds (median epoch, validation included),
-    ratings_per_s, memory (peak, GB, planting included), valid_loss (after the last epoch).
+    ratings_per_s, memory (peak, GB, planting included; Linux only), valid_loss (after the last epoch).
     """
     rows = []
     for size in sizes:
@@ -207,7 +213,8 @@ def _one_size(size: str, epochs: int) -> None:
         _quiet_fit(learn, epochs, **settings)
     seconds = float(np.median(learn.stopwatch.seconds))
     found = {"ratings": n, "users": users, "titles": titles, "bs": bs, "epochs": epochs, "seconds": seconds}
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = _linux("self/status", "VmHWM").removesuffix(" kB")  # getrusage counts what the parent held, too
+    memory = int(peak) / 2**20 if peak else math.nan
     last = {"ratings_per_s": n / seconds, "memory": memory, "valid_loss": learn.recorder.values[-1][1]}
     print(json.dumps(found | last))
 
@@ -219,8 +226,7 @@ def accuracy(ratings: pd.DataFrame, splits: Iterable[int] = range(3)) -> pd.Data
     """RMSE (stars) on held-out rows and seconds of fitting, beside the libraries that are installed.
 
     Split s holds out the first fifth of `np.random.default_rng(s).permutation(n)`, by row. Columns:
-    model, split, rmse, seconds. `ENSEMBLE`'s settings are the best of some forty (factors, batch size,
-    learning rate, decay, epochs) on a fifth, then a tenth of split 0's training rows; the peers' are fixed.
+    model, split, rmse, seconds. `ENSEMBLE`'s settings come from `tuning`; the peers' are fixed.
     """
     checked = check_ratings(ratings)
     user, item, rating = checked.columns
@@ -228,8 +234,7 @@ def accuracy(ratings: pd.DataFrame, splits: Iterable[int] = range(3)) -> pd.Data
     stars = checked[rating].to_numpy(np.float64)
     rows = []
     for split in splits:
-        held = np.random.default_rng(split).permutation(len(checked))[: len(checked) // 5]
-        train = np.setdiff1d(np.arange(len(checked)), held)
+        held, train = _fifth(len(checked), split)
         ways = {
             "one model, batch 64": lambda h=held: _ours(checked, h, 1, {"epochs": 5}),
             "one model, big batch": lambda h=held, t=train: _ours(
@@ -249,6 +254,29 @@ def accuracy(ratings: pd.DataFrame, splits: Iterable[int] = range(3)) -> pd.Data
                 continue
             rows.append((name, split, math.sqrt(np.mean((predicted - stars[held]) ** 2)), seconds))
     return pd.DataFrame(rows, columns=["model", "split", "rmse", "seconds"])
+
+
+def tuning(ratings: pd.DataFrame, splits: Iterable[int] = range(3)) -> pd.DataFrame:
+    """RMSE of the mean of ten models at each setting of `GRID`, on a fifth of each split's training rows.
+
+    The rows that `accuracy` holds out of that split play no part. Columns: split, those of `GRID`, rmse.
+    """
+    checked, rows = check_ratings(ratings), []
+    for split in splits:
+        training = checked.iloc[_fifth(len(checked), split)[1]]
+        held, _ = _fifth(len(training), split)
+        stars = training.iloc[held, 2].to_numpy(np.float64)
+        for values in product(*GRID.values()):
+            setting = dict(zip(GRID, values, strict=True))
+            predicted, _ = _ours(training, held, ENSEMBLE["models"], ENSEMBLE["settings"] | setting)
+            rows.append((split, *values, math.sqrt(np.mean((predicted - stars) ** 2))))
+    return pd.DataFrame(rows, columns=["split", *GRID, "rmse"])
+
+
+def _fifth(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    "A random fifth of `range(n)`, and the others in order."
+    held = np.random.default_rng(seed).permutation(n)[: n // 5]
+    return held, np.setdiff1d(np.arange(n), held)
 
 
 def _ours(checked: pd.DataFrame, held: np.ndarray, models: int, settings: dict) -> tuple[np.ndarray, float]:
@@ -302,4 +330,5 @@ PEERS = {
     "cmfrec CMF, 50 factors": ("cmfrec", _cmfrec),
     "myFM, rank 10": ("myfm", _myfm),
 }
+GRID = {"n_factors": (50, 100), "bs": (64, 128, 256), "wd": (0.05, 0.1, 0.2)}
 ENSEMBLE = {"models": 10, "settings": {"n_factors": 50, "bs": 128, "epochs": 5, "lr": 5e-3, "wd": 0.1}}

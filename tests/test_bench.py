@@ -76,6 +76,25 @@ def test_accuracy_is_measured_on_the_held_out_rows_alone(planted, monkeypatch, c
     assert (rmse.drop("mean") < rmse["mean"]).all() and (found["seconds"] > 0).all()
 
 
+def test_tuning_never_sees_the_rows_that_accuracy_holds_out(planted, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(bench.ENSEMBLE, "models", 2)
+    monkeypatch.setattr(bench, "GRID", {"n_factors": (4, 5), "wd": (0.1,)})
+    seen = []
+    ours = bench._ours
+    monkeypatch.setattr(bench, "_ours", lambda rows, *rest: seen.append(rows) or ours(rows, *rest))
+    found = bench.tuning(planted, splits=[3])
+    assert found[["split", "n_factors", "wd"]].values.tolist() == [[3, 4, 0.1], [3, 5, 0.1]]
+    assert found["rmse"].between(0.3, 1.5).all() and found["rmse"].nunique() == 2
+    held = np.random.default_rng(3).permutation(4000)[:800]
+    assert all(len(rows) == 3200 and not set(rows.index) & set(held) for rows in seen)
+
+    monkeypatch.setattr(bench, "tuning", lambda ratings: found)
+    asked = ["bench", "--data", "synthetic", "--parts", "tuning", "--out", str(tmp_path)]
+    assert main(asked) == 0
+    out = capsys.readouterr().out
+    assert f"|         4 | 0.1 |  {found['rmse'][0]:.4f} |" in out and "Wrote bench-tuning.csv" in out
+
+
 def test_the_command_prints_ratios_first_and_draws_cost_against_size(tmp_path, monkeypatch, capsys):
     sizes = [["100k", 100_000, 943, 1664, 1024, 5, 0.08, 1.25e6, 0.7, 0.75]]
     sizes += [["1m", 1_000_000, 6040, 3706, 4096, 5, 0.4, 2.5e6, 0.8, 0.7]]
