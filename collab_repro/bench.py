@@ -175,15 +175,16 @@ def main_command(ratings: pd.DataFrame, seeds: int = 3, epochs: int = 5) -> dict
 # Cost against size
 
 
-def scale(sizes: Iterable[str] = tuple(SIZES), epochs: int = 5) -> pd.DataFrame:
+def scale(sizes: Iterable[str] = tuple(SIZES), epochs: int = 5, bs: int | None = None) -> pd.DataFrame:
     """Planted ratings of MovieLens' sizes trained with `big_batch`, each size in a process of its own.
 
+    With `bs` in batches of that size instead, to see what a rating costs, whatever the loss.
     Columns: size, ratings, users, titles, bs, epochs, seconds (median epoch, validation included),
     ratings_per_s, memory (peak, GB, planting included; Linux only), valid_loss (after the last epoch).
     """
     rows = []
     for size in sizes:
-        code = f"from collab_repro.bench import _one_size; _one_size({size!r}, {epochs})"
+        code = f"from collab_repro.bench import _one_size; _one_size({size!r}, {epochs}, {bs})"
         run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
         if run.returncode:
             reason = (run.stderr.strip().splitlines() or [f"killed by signal {-run.returncode}"])[-1]
@@ -193,7 +194,7 @@ def scale(sizes: Iterable[str] = tuple(SIZES), epochs: int = 5) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _one_size(size: str, epochs: int) -> None:
+def _one_size(size: str, epochs: int, bs: int | None = None) -> None:
     users, titles, n = SIZES[size]
     ratings = planted_ratings(users, titles, n)[0]
     x = torch.stack([torch.from_numpy(ratings[c].to_numpy(np.int32)) for c in ("user", "movie")], dim=1)
@@ -202,7 +203,8 @@ def _one_size(size: str, epochs: int) -> None:
     held = torch.randperm(n, generator=torch.Generator().manual_seed(0))[: n // 5]
     training = torch.ones(n, dtype=torch.bool).index_fill_(0, held, False)
     settings = big_batch(n - n // 5)
-    bs = settings.pop("bs")
+    bs = bs or settings["bs"]
+    del settings["bs"]
     datasets = TensorDataset(x[training], y[training]), TensorDataset(x[held], y[held])
     del x, y
     dls = DataLoaders(*(TensorDL(d, bs, shuffle=d is datasets[0]) for d in datasets), device="cpu")

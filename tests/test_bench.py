@@ -49,6 +49,8 @@ def test_a_size_is_planted_trained_and_measured(small, capsys):
     assert found["bs"] == big_batch(720)["bs"] and found["epochs"] == 2
     assert found["ratings_per_s"] == pytest.approx(900 / found["seconds"])
     assert 0.3 < found["valid_loss"] < 3 and 0.1 < found["memory"] < 24
+    bench._one_size("small", 1, 100)
+    assert json.loads(capsys.readouterr().out)["bs"] == 100
 
 
 def test_sizes_run_in_processes_of_their_own_and_a_failing_one_is_left_out(capsys):
