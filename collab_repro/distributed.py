@@ -6,6 +6,7 @@ N processes train one model on batches of N x bs. fastai would wrap each loader 
 which needs CUDA; `RatingsDL` shares its own seeded order out instead.
 """
 
+import atexit
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -45,8 +46,14 @@ def distributed(learn: Learner, **kwargs) -> Iterator[Learner]:
     if not is_distributed():
         yield learn
         return
-    import fastai.distributed  # noqa: F401  adds `distrib_ctx`; needs Accelerate to import
+    from fastai.distributed import teardown_distrib  # adds `distrib_ctx`, too; needs Accelerate
 
+    if not torch.distributed.is_initialized():
+        # A process whose gloo threads outlive Python may abort (pytorch#190489). Closing the group ends
+        # them unless something holds it, as this module's default arguments do when imported later.
+        from torch.distributed.nn import functional  # noqa: F401
+
+        atexit.register(teardown_distrib)
     kwargs = {"sync_bn": False, "cpu": not torch.cuda.is_available(), **kwargs}
     with learn.distrib_ctx(**kwargs):
         learn.distributed_trainer._wrap_dl = _share
