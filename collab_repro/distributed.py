@@ -7,6 +7,7 @@ which needs CUDA; `RatingsDL` shares its own seeded order out instead.
 """
 
 import atexit
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -36,6 +37,18 @@ def _share(dl: TensorDL) -> TensorDL:
     return mine
 
 
+def _close_group() -> None:
+    """End gloo's threads while Python lives: one that frees a tensor later aborts (pytorch#190489).
+
+    The pause lets them free what they have, for which they need the GIL: older PyTorch waits for their end
+    with the GIL held.
+    """
+    from fastai.distributed import teardown_distrib
+
+    time.sleep(0.2)
+    teardown_distrib()
+
+
 @contextmanager
 def distributed(learn: Learner, **kwargs) -> Iterator[Learner]:
     """`learn.distrib_ctx(**kwargs)` for a Learner whose loaders are `RatingsDL`s.
@@ -46,14 +59,12 @@ def distributed(learn: Learner, **kwargs) -> Iterator[Learner]:
     if not is_distributed():
         yield learn
         return
-    from fastai.distributed import teardown_distrib  # adds `distrib_ctx`, too; needs Accelerate
+    import fastai.distributed  # noqa: F401  adds `distrib_ctx`; needs Accelerate to import
 
     if not torch.distributed.is_initialized():
-        # A process whose gloo threads outlive Python may abort (pytorch#190489). Closing the group ends
-        # them unless something holds it, as this module's default arguments do when imported later.
-        from torch.distributed.nn import functional  # noqa: F401
+        from torch.distributed.nn import functional  # noqa: F401  later, its defaults would hold the group
 
-        atexit.register(teardown_distrib)
+        atexit.register(_close_group)
     kwargs = {"sync_bn": False, "cpu": not torch.cuda.is_available(), **kwargs}
     with learn.distrib_ctx(**kwargs):
         learn.distributed_trainer._wrap_dl = _share
