@@ -9,6 +9,7 @@ import subprocess
 import sys
 import venv
 import zipfile
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,7 +29,8 @@ from test_notebooks import (
 
 import collab_repro
 
-pytestmark = pytest.mark.skipif(find_spec("pip") is None, reason="this environment has no pip")
+# Not `find_spec`: asked for pip, setuptools' hook steps back, and older PyTorch can't import setuptools then.
+pytestmark = pytest.mark.skipif(PathFinder.find_spec("pip") is None, reason="this environment has no pip")
 OFFLINE = re.compile("No matching distribution found for setuptools|NewConnectionError|NameResolutionError")
 
 
