@@ -1,80 +1,55 @@
 """fastbook chapter 8 reproduced: nn.Embedding against a plain indexed nn.Parameter.
 
-The tour, in the order the data flows:
+The road, in reading order:
 
-- data: `load_ratings()` gives the chapter's DataFrame (`RatingsUnavailable` when it cannot be had),
-  `planted_ratings()` made-up ratings with the truth behind them; `check_ratings` says what is wrong
-  with one's own (`BadRatings`).
-- loaders: `RatingsDL`, the `dl_type` that serves every training row once an epoch.
-- models: `DotProduct`, `DotProductBias`, `DotProductBiasParams`, `CollabNN`.
-- training: `learner(ratings, model, seed)` is the chapter's Learner, `fit(learners)` trains one or many,
-  `curve(learn)` is its table; `FastLoop` and `FusedAdam` make any Learner quick.
-- comparing: `compare` (curves over seeds), `summary` (mean and sd per epoch), `difference` (paired),
-  `same_start` (bit by bit), `copy_weights`.
-- the chapter: `RUNS` and `published()` are what it printed, `reproduce()` trains it again,
-  `against_the_book()` sets both side by side.
-- looking: `movie_bias`, `movie_factors`, `factor_pca`, `similar_movies`, `predict`; `Learned` keeps a
-  model's tables in a plain file.
-- drawing: `plot_curves`, `plot_difference`, `plot_bias`, `plot_factors`, and more in `collab_repro.plots`.
+- data: `load_ratings()`, the chapter's DataFrame (`RatingsUnavailable` when it can't be had).
+- loader: `RatingsDL`, the `dl_type` that serves every training row once an epoch.
+- models: `DotProduct`, `DotProductBias`, `DotProductBiasParams`, `CollabNN`; `copy_weights`.
+- training: `learner(ratings, model, seed)` is the chapter's Learner, `curve(learn)` its table;
+  `fit(learners)` trains one or many; `FastLoop` and `FusedAdam` speed up any Learner.
+- chapter: `RUNS` and `published()`, what the chapter printed.
+- curves: `summary` (mean and sd over seeds), `difference` (paired).
+- comparison: `compare`, both models over many seeds; `same_start`, bit by bit.
+- interpret: `movie_bias`, `movie_factors`, `factor_pca`, `similar_movies`.
+- plots: `plot_curves`, `plot_difference`, `plot_bias`, `plot_factors`.
 
-`collab_repro.stability` tells how sure one can be of what was learned, `collab_repro.lookups` and
-`collab_repro.ablations` why it works, `collab_repro.bench` what it costs, `collab_repro.distributed`
-how several processes share the work.
+Off the road: `sources` (where ratings come from; `check_ratings`, `BadRatings`, `planted_ratings`),
+`speed` (the same numbers sooner), `evidence` (why it works and how sure one can be; `reproduce`,
+`against_the_book`), `recommend` (`Learned`, `predict`), `bench` (what training costs) and `command`
+(the command line). Names load on first use: whoever does not train does not wait for fastai.
 """
 
 import warnings
+from importlib import import_module
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # what importing fastai sets off in today's torch and pandas
-    import fastai.collab  # noqa: F401
+_MODULE_OF = {
+    "data": ["RatingsUnavailable", "load_ratings"],
+    "loader": ["RatingsDL"],
+    "models": ["CollabNN", "DotProduct", "DotProductBias", "DotProductBiasParams", "copy_weights"],
+    "training": ["FastLoop", "FusedAdam", "curve", "fit", "learner"],
+    "chapter": ["RUNS", "published"],
+    "curves": ["difference", "summary"],
+    "comparison": ["compare", "same_start"],
+    "interpret": ["factor_pca", "movie_bias", "movie_factors", "similar_movies"],
+    "plots": ["plot_bias", "plot_curves", "plot_difference", "plot_factors"],
+    "sources": ["BadRatings", "check_ratings", "planted_ratings"],
+    "evidence.eight_runs": ["against_the_book", "reproduce"],
+    "recommend.learned": ["Learned"],
+    "recommend.predicting": ["predict"],
+}
+_MODULE_OF = {name: module for module, names in _MODULE_OF.items() for name in names}
+__all__ = list(_MODULE_OF)
 
-from .chapter import RUNS, published
-from .checks import BadRatings, check_ratings
-from .compare import compare, copy_weights, difference, same_start, summary
-from .data import RatingsUnavailable, load_ratings
-from .fast import FastLoop, FusedAdam
-from .interpret import factor_pca, movie_bias, movie_factors, predict, similar_movies
-from .learned import Learned
-from .loaders import RatingsDL
-from .models import CollabNN, DotProduct, DotProductBias, DotProductBiasParams
-from .plots import plot_bias, plot_curves, plot_difference, plot_factors
-from .reproduce import against_the_book, reproduce
-from .synthetic import planted_ratings
-from .training import curve, fit, learner
+# What importing fastai sets off in today's torch and pandas.
+warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
+warnings.filterwarnings("ignore", ".*mode.chained_assignment")
 
-__all__ = [
-    "RUNS",
-    "BadRatings",
-    "CollabNN",
-    "DotProduct",
-    "DotProductBias",
-    "DotProductBiasParams",
-    "FastLoop",
-    "FusedAdam",
-    "Learned",
-    "RatingsDL",
-    "RatingsUnavailable",
-    "against_the_book",
-    "check_ratings",
-    "compare",
-    "copy_weights",
-    "curve",
-    "difference",
-    "factor_pca",
-    "fit",
-    "learner",
-    "load_ratings",
-    "movie_bias",
-    "movie_factors",
-    "planted_ratings",
-    "plot_bias",
-    "plot_curves",
-    "plot_difference",
-    "plot_factors",
-    "predict",
-    "published",
-    "reproduce",
-    "same_start",
-    "similar_movies",
-    "summary",
-]
+
+def __getattr__(name: str):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-__all__ = ["RUNS", "Run", "published"]
-
 
 @dataclass(frozen=True)
 class Run:
@@ -59,6 +57,23 @@ RUNS = {
             ((1.002747, 0.972392), (0.926903, 0.922348), (0.877160, 0.893401),
              (0.838334, 0.865040), (0.781666, 0.864936))),
     )
+}  # fmt: skip
+
+# The titles of the chapter's lists of movie biases: the five lowest, lowest first, and the five highest,
+# highest first, of DotProductBias, and the five highest of `collab_learner`.
+BIAS_LISTS = {
+    "lowest": (
+        "Children of the Corn: The Gathering (1996)", "Lawnmower Man 2: Beyond Cyberspace (1996)",
+        "Beautician and the Beast, The (1997)", "Crow: City of Angels, The (1996)", "Home Alone 3 (1997)",
+    ),
+    "highest": (
+        "L.A. Confidential (1997)", "Titanic (1997)", "Silence of the Lambs, The (1991)",
+        "Shawshank Redemption, The (1994)", "Star Wars (1977)",
+    ),
+    "highest, collab_learner": (
+        "Titanic (1997)", "Schindler's List (1993)", "Shawshank Redemption, The (1994)",
+        "L.A. Confidential (1997)", "Silence of the Lambs, The (1991)",
+    ),
 }  # fmt: skip
 
 

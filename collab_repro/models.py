@@ -9,13 +9,13 @@ from fastai.collab import EmbeddingDotBias
 from fastai.layers import Embedding, sigmoid_range
 from torch import Tensor, nn
 
-__all__ = ["CollabNN", "DotProduct", "DotProductBias", "DotProductBiasParams", "create_params", "tables"]
-
 YRange = tuple[float, float] | None
+Y_RANGE = (0, 5.5)  # a little more than five stars, since a sigmoid never reaches its bounds
+N_FACTORS = 50
 
 
 def squash(scores: Tensor, y_range: YRange) -> Tensor:
-    "`scores` of any shape moved inside `y_range` by a sigmoid, or left alone when it is None."
+    """`scores` of any shape moved inside `y_range` by a sigmoid, or left alone when it is None."""
     return scores if y_range is None else sigmoid_range(scores, *y_range)
 
 
@@ -99,13 +99,7 @@ class CollabNN(nn.Module):
     `user_sz`, `item_sz`: (rows, factors) as `get_emb_sz(dls)` gives them; `n_act`: hidden units.
     """
 
-    def __init__(
-        self,
-        user_sz: tuple[int, int],
-        item_sz: tuple[int, int],
-        y_range: YRange = (0, 5.5),
-        n_act: int = 100,
-    ):
+    def __init__(self, user_sz: tuple, item_sz: tuple, y_range: YRange = (0, 5.5), n_act: int = 100):
         super().__init__()
         self.user_factors = Embedding(*user_sz)
         self.item_factors = Embedding(*item_sz)
@@ -117,28 +111,42 @@ class CollabNN(nn.Module):
         return squash(self.layers(torch.cat(embs, dim=1)), self.y_range)  # (bs, 1)
 
 
-# The chapter's names for the tables, and what fastai's own model calls them.
-FASTAI_NAMES = {
-    "user_factors": "u_weight",
-    "user_bias": "u_bias",
-    "movie_factors": "i_weight",
-    "movie_bias": "i_bias",
-}
+# Models made from the sizes of their tables: `model(n_users, n_movies, n_factors, y_range)`.
+FROM_SIZES = (DotProduct, DotProductBias, DotProductBiasParams)
+# The chapter's names for the tables, and those of fastai's own model.
+FASTAI_NAMES = {"user_factors": "u_weight", "user_bias": "u_bias"}
+FASTAI_NAMES |= {"movie_factors": "i_weight", "movie_bias": "i_bias"}
 
 
 def tables(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that `model` looks up by row, under the chapter's names, as they are held.
+    """The parameters that `model` looks up by row, under the chapter's names.
 
-    Works on `DotProduct`, `DotProductBias`, `DotProductBiasParams` and fastai's `EmbeddingDotBias`;
-    a bias is (n, 1) where an Embedding holds it and (n,) where a Parameter does.
-    Raises TypeError for a model that is not made of tables alone.
+    Works on `DotProduct`, `DotProductBias`, `DotProductBiasParams` and fastai's `EmbeddingDotBias`.
+    A bias is (n, 1) in an Embedding and (n,) in a Parameter. Raises TypeError for any other model.
     """
-    if not isinstance(model, (DotProduct, DotProductBias, DotProductBiasParams, EmbeddingDotBias)):
+    if not isinstance(model, (*FROM_SIZES, EmbeddingDotBias)):
         raise TypeError(f"{type(model).__name__} is not one of the dot-product models")
     fastai = isinstance(model, EmbeddingDotBias)
-    held = {ours: getattr(model, theirs if fastai else ours, None) for ours, theirs in FASTAI_NAMES.items()}
+    named = {ours: getattr(model, theirs if fastai else ours, None) for ours, theirs in FASTAI_NAMES.items()}
     return {
         name: table.weight if isinstance(table, nn.Embedding) else table
-        for name, table in held.items()
+        for name, table in named.items()
         if table is not None
     }
+
+
+def copy_weights(source: nn.Module, target: nn.Module) -> None:
+    """Copy the tables of `source` into `target`, for any two of the dot-product models.
+
+    A bias of shape (n, 1) fits one of shape (n,) and the other way round. Raises ValueError where a
+    table is missing or has another size, TypeError as `tables` does; `target` is then unchanged.
+    """
+    ours, theirs = tables(source), tables(target)
+    if ours.keys() != theirs.keys():
+        raise ValueError(f"tables differ: {sorted(ours)} against {sorted(theirs)}")
+    for name, table in theirs.items():
+        if ours[name].numel() != table.numel() or len(ours[name]) != len(table):
+            raise ValueError(f"{name}: {tuple(ours[name].shape)} does not fit {tuple(table.shape)}")
+    with torch.no_grad():
+        for name, table in theirs.items():
+            table.copy_(ours[name].reshape(table.shape))

@@ -6,39 +6,77 @@ COLLAB_REPRO_KILLS=500 python -m pytest tests/test_kills.py runs it long.
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 import warnings
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
 
 import pandas as pd
 import pytest
+from test_interpret import made
 
-from collab_repro import DotProductBias, Learned, learner, results
+from collab_repro import Learned
 from collab_repro.__main__ import main
-from collab_repro.files import read_losses, write_table, write_whole
-from collab_repro.reproduce import COLUMNS
+from collab_repro.command.folder import CURVES
+from collab_repro.evidence.eight_runs import COLUMNS
+from collab_repro.sources.files import read_losses, write_table, write_whole
 
 KILLS = int(os.environ.get("COLLAB_REPRO_KILLS", "50"))
 
 
-def fork(work):
-    "A child process that does `work` again and again until it is killed."
+def forked(work: Callable[[], int], log: Path | str = os.devnull) -> int:
+    """A child process, leader of its own group, that ends with the exit code of `work()` and prints to `log`.
+
+    It has everything imported already, so that what is killed is the work.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # fork beside threads: the child only writes files
+        warnings.simplefilter("ignore")  # fork beside threads: the child needs none of them
         child = os.fork()
-    if not child:
-        while True:
-            work()
-    return child
+    with suppress(OSError):
+        os.setpgid(child, child)  # both do it, so that it is done whoever is first
+    if child:
+        return child
+    code = 1
+    try:
+        with open(log, "w") as out, redirect_stdout(out), redirect_stderr(out):
+            code = work()
+    finally:
+        os._exit(code)
 
 
-def test_fifty_kills_while_writing_leave_every_file_whole(tmp_path, planted):
-    learned = Learned.of(learner(planted, DotProductBias, n_factors=5))
-    columns = dict.fromkeys(results.CURVES, 0.5) | {"data": "mine", "model": "DotProductBias"}
-    tables = [pd.DataFrame([columns] * n) for n in (10, 5_000)]
-    reports = [b"short", b"long" * 2_000_000]
-    turn = random.Random(0)
+def killed(command: list[str], wait: Callable[[], object], sent=signal.SIGKILL) -> None:
+    """Run `command`, and send a signal to it and its processes once `wait` returns."""
+    child = forked(lambda: main(command))
+    wait()
+    os.killpg(child, sent)
+    os.waitpid(child, 0)
+
+
+def timed(command: list[str]) -> float:
+    """The seconds that a whole run takes here."""
+    started = time.perf_counter()
+    assert main(command) == 0
+    return time.perf_counter() - started
+
+
+def unfinished(folder: Path) -> set[Path]:
+    return set(folder.glob(".*.part"))
+
+
+@pytest.fixture(scope="module")
+def mine(planted, tmp_path_factory):
+    file = tmp_path_factory.mktemp("mine") / "mine.csv"
+    planted.to_csv(file, index=False)
+    return str(file)
+
+
+def test_fifty_kills_while_writing_leave_every_file_whole(tmp_path):
+    learned = made([[1.0] * 50] * 9)
+    columns = dict.fromkeys(CURVES, 0.5) | {"data": "mine", "model": "DotProductBias"}
+    tables = [pd.DataFrame([columns] * n) for n in (10, 2_000)]
+    reports = [b"short", b"long" * 1_000_000]
+    turn, hits = random.Random(0), 0
 
     def work():
         which = turn.randrange(2)
@@ -46,76 +84,77 @@ def test_fifty_kills_while_writing_leave_every_file_whole(tmp_path, planted):
         write_whole(tmp_path / "report.md", reports[which])
         learned.save(tmp_path / "learned-DotProductBias.npz")
 
+    def work_on():
+        while True:
+            work()
+
     work()
     for kill in range(KILLS):
-        before = set(tmp_path.glob(".*.part"))
-        child = fork(work)
-        time.sleep(turn.uniform(0, 0.03))
-        while kill % 2 and set(tmp_path.glob(".*.part")) <= before:
+        before = unfinished(tmp_path)
+        child = forked(work_on)
+        time.sleep(turn.uniform(0, 0.02))
+        while kill % 2 and unfinished(tmp_path) <= before:
             pass  # every other kill waits for a file half written
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        hits += bool(unfinished(tmp_path) - before)
         turn.random()  # another sequence for the next child
-        assert len(read_losses(tmp_path / "curves.csv", results.CURVES)) in (10, 5_000)
+        assert len(read_losses(tmp_path / "curves.csv", CURVES)) in (10, 2_000)
         assert (tmp_path / "report.md").read_bytes() in reports
         assert Learned.load(tmp_path / "learned-DotProductBias.npz").titles == learned.titles
-    assert list(tmp_path.glob(".*.part")), "no kill hit a file half written: this proves nothing"
-    assert main(["plots", "--out", str(tmp_path)]) == 0
-    assert not list(tmp_path.glob(".*.part"))
+    assert hits, "no kill hit a file half written: this proves nothing"
+    work()
+    assert not unfinished(tmp_path)
 
 
-def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+@pytest.mark.parametrize("call", ["write_bytes", "replace"])
+def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, call):
     file = tmp_path / "curves.csv"
     write_whole(file, b"old")
 
-    def full(path, content):
-        with path.open("wb") as file:
-            file.write(content[:2])
+    def full(path, *args):
+        with path.open("wb") as part:
+            part.write(b"ne")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    monkeypatch.setattr(Path, call, full)
     with pytest.raises(OSError, match="No space left"):
         write_whole(file, b"new and longer")
     assert [(f.name, f.read_text()) for f in tmp_path.iterdir()] == [("curves.csv", "old")]
 
 
-@pytest.mark.parametrize("signal_sent", [signal.SIGINT, signal.SIGKILL])
-def test_chapter_killed_at_random_moments_loses_nothing_it_had(planted, tmp_path, signal_sent, interruptible):
-    planted.to_csv(tmp_path / "mine.csv", index=False)
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "collab_repro", "chapter", "--data", str(tmp_path / "mine.csv")]
-    command += ["--runs", "3,4,7", "--splits", "4", "--epochs", "1", "--out", str(out)]
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_chapter_killed_at_any_moment_resumes_and_ends_with_the_same_bytes(
+    mine, tmp_path, sent, interruptible, capsys
+):
+    command = ["chapter", "--data", mine, "--runs", "3,4,7", "--splits", "4", "--epochs", "1", "--out"]
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    seconds, losses = timed([*command, str(whole)]), out / "chapter.csv"
     moments, kept = random.Random(1), 0
-    for _ in range(2):
-        run = subprocess.Popen(
-            command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        time.sleep(moments.uniform(4, 8))
-        os.killpg(run.pid, signal_sent)
-        run.wait()
-        if (out / "chapter.csv").exists():
-            rows = len(read_losses(out / "chapter.csv", COLUMNS))
-            assert rows >= kept
-            kept = rows
-    subprocess.run(command, check=True, capture_output=True)
-    whole = read_losses(out / "chapter.csv", COLUMNS)
-    assert len(whole) == 12 and not list(out.glob(".*.part"))
-    assert whole.equals(whole.sort_values(["run", "split", "epoch"], ignore_index=True))
+    for kill in range(max(2, KILLS // 10)):
+
+        def wait(kill=kill):
+            while not (kill or losses.exists()):  # the first kill leaves something to resume
+                time.sleep(0.001)
+            time.sleep(moments.uniform(0, seconds) if kill else 0)
+
+        killed([*command, str(out)], wait, sent)
+        rows = len(read_losses(losses, COLUMNS))
+        assert kept <= rows and (kill or 0 < rows < 12)
+        kept = rows
+    assert main([*command, str(out)]) == 0
+    assert len(read_losses(losses, COLUMNS)) == 12
+    assert {f.name: f.read_bytes() for f in out.iterdir()} == {
+        f.name: f.read_bytes() for f in whole.iterdir()
+    }
 
 
-def test_the_main_command_killed_at_random_moments_leaves_the_earlier_results(planted, tmp_path):
-    planted.to_csv(tmp_path / "mine.csv", index=False)
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "collab_repro", "--data", str(tmp_path / "mine.csv")]
-    command += ["--epochs", "1", "--out", str(out), "--seeds"]
-    subprocess.run([*command, "1"], check=True, capture_output=True)
-    moments = random.Random(2)
-    for _ in range(max(1, KILLS // 50)):
-        run = subprocess.Popen([*command, "2"], start_new_session=True, stdout=subprocess.DEVNULL)
-        time.sleep(moments.uniform(4, 9))
-        os.killpg(run.pid, signal.SIGKILL)
-        run.wait()
-        assert len(read_losses(out / "curves.csv", results.CURVES)) in (2, 4)  # the earlier run or this one
-        assert Learned.load(out / "learned-DotProductBias.npz").titles
-    subprocess.run([*command, "2"], check=True, capture_output=True)
-    assert len(read_losses(out / "curves.csv", results.CURVES)) == 4 and not list(out.glob(".*.part"))
+def test_the_main_command_killed_at_any_moment_leaves_the_earlier_results(mine, tmp_path, capsys):
+    command = ["--data", mine, "--epochs", "1", "--out", str(tmp_path), "--seeds"]
+    seconds, moments = timed([*command, "1"]), random.Random(2)
+    for _ in range(max(2, KILLS // 15)):
+        killed([*command, "2"], lambda: time.sleep(moments.uniform(0, seconds)))
+        assert len(read_losses(tmp_path / "curves.csv", CURVES)) in (2, 4)  # the earlier run or this one
+        assert Learned.load(tmp_path / "learned-DotProductBias.npz").titles
+    assert main([*command, "2"]) == 0
+    assert len(read_losses(tmp_path / "curves.csv", CURVES)) == 4 and not unfinished(tmp_path)

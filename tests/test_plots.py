@@ -14,32 +14,14 @@ from matplotlib.text import Text
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-from collab_repro import plots
 from collab_repro.chapter import published
-from collab_repro.compare import difference
-from collab_repro.plots import (
-    LOOKS,
-    plot_bias,
-    plot_bias_vs_mean,
-    plot_chapter,
-    plot_cost,
-    plot_curves,
-    plot_difference,
-    plot_factors,
-    plot_initial,
-    plot_neighbours,
-    save_figure,
-    short_title,
-)
+from collab_repro.command.folder import save_figure
+from collab_repro.curves import difference
+from collab_repro.looks import LOOKS, short_title
+from collab_repro.plots import plot_bias, plot_curves, plot_difference, plot_factors
 
 rng = np.random.default_rng(0)
 RC = dict(mpl.rcParams)  # before any figure
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
 
 
 def curves(n_seeds=4, models=("DotProductBias", "DotProductBiasParams")) -> pd.DataFrame:
@@ -70,33 +52,12 @@ BIAS = pd.Series(np.linspace(-0.5, 0.6, 40), titles(40), name="bias")
 TABLE = pd.DataFrame(
     {"mean": BIAS, "low": BIAS - 0.1, "high": BIAS + 0.2, "best_rank": range(40, 0, -1), "worst_rank": 40}
 )
-MEAN = pd.Series(3 + BIAS + rng.normal(0, 0.2, 40), BIAS.index)
-NEAR = pd.DataFrame({"cosine": [0.9, 0.8, 0.1], "n_ratings": [1234, 5, 60]}, titles(3))
-BOOK = published()
-CHAPTER = pd.concat(
-    [BOOK.assign(split=s, valid_loss=BOOK.valid_loss + s / 100, data="made up") for s in range(4)]
-)
-BENCH = pd.DataFrame(
-    [
-        (way, n, n**0.5 * f * t)
-        for f, way in enumerate(("nn.Embedding", "p[i]", "one-hot"), 1)
-        for n in (10, 100, 1000)
-        for t in (1, 2, 9)
-    ],
-    columns=["way", "rows", "us"],
-).assign(data="made up")
-INITIAL = {"DotProductBias": rng.normal(0, 0.0087, (99, 5)), "DotProductBiasParams": rng.normal(0, 0.01, 500)}
 FIGURES = {
     "curves": (plot_curves, curves(), published(4, 5)),
     "difference": (plot_difference, curves()),
     "bias": (plot_bias, BIAS),
     "bias_table": (plot_bias, TABLE),
     "factors": (plot_factors, map_of(), 0, 2),
-    "neighbours": (plot_neighbours, NEAR, "Film, The (1950)"),
-    "bias_vs_mean": (plot_bias_vs_mean, BIAS, MEAN, pd.Series(range(1, 41), BIAS.index)),
-    "chapter": (plot_chapter, CHAPTER, BOOK),
-    "cost": (plot_cost, BENCH, "rows", "us", "way"),
-    "initial": (plot_initial, INITIAL),
 }
 
 
@@ -107,7 +68,7 @@ def drawn(ax) -> mpl.figure.Figure:
 
 
 def texts(ax) -> list[Text]:
-    "All texts of the figure that can be seen; ticks outside an axis' range exist but are never drawn."
+    """All texts of the figure that can be seen; ticks outside an axis' range exist but are never drawn."""
     figure, unseen = drawn(ax), set()
     for one in figure.axes:
         for axis, place in ((one.xaxis, 0), (one.yaxis, 1)):
@@ -128,92 +89,50 @@ def overlaps(ax) -> list[tuple[str, str]]:
     ]
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_no_text_lies_on_another_and_none_is_tiny(name):
-    plot, *data = FIGURES[name]
-    ax = plot(*data)
+def state(one):
+    """What a figure could change in its input."""
+    if isinstance(one, pd.DataFrame | pd.Series):
+        return one.to_csv(), str(one.attrs)
+    return {name: array.tolist() for name, array in one.items()} if isinstance(one, dict) else one
+
+
+def check_figure(plot, data, folder, panels=(1, 1), words=()):
+    """Two figures are one PNG with white edges, a third is drawn on given axes; nothing else changes."""
+    before = [state(one) for one in data]
+    for file in ("a.png", "b.png"):
+        plt.close("all")
+        ax = plot(*data)
+        assert all(isinstance(one, mpl.axes.Axes) for one in np.ravel(ax)) and len(plt.get_fignums()) == 1
+        save_figure(ax, folder / file, dpi=80)
+    assert sorted(file.name for file in folder.iterdir()) == ["a.png", "b.png"]
+    content = (folder / "a.png").read_bytes()
+    assert content == (folder / "b.png").read_bytes()
+    assert b"tEXt" not in content and b"tIME" not in content
+    pixels = imread(folder / "a.png")[..., :3]
+    for edge in (pixels[:2], pixels[-2:], pixels[:, :2], pixels[:, -2:]):
+        assert (edge == 1).all(), "something is cut at the edge"
+
     assert overlaps(ax) == []
     assert min(text.get_fontsize() for text in texts(ax)) >= 6.5
-    assert not any("$" in text.get_text() and "math" not in text.get_text() for text in texts(ax))
+    shown = [text.get_text() for text in texts(ax)]
+    assert not any("$" in text and "math" not in text for text in shown)
+    assert all(any(word in text for text in shown) for word in words), "the data's origin is not shown"
+
+    plt.close("all")
+    figure, axes = plt.subplots(*panels, figsize=(14, 9), squeeze=panels == (1, 1))
+    assert plot(*data, ax=axes, source="drawn from planets") is axes
+    assert len(figure.axes) == np.size(axes) and len(plt.get_fignums()) == 1
+    assert any("drawn from planets" in text.get_text() for text in texts(axes))
+    assert [state(one) for one in data] == before and dict(mpl.rcParams) == RC
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_the_origin_of_the_data_stands_in_the_figure(name):
-    plot, *data = FIGURES[name]
-    given = [text.get_text() for text in texts(plot(*data, source="drawn from planets"))]
-    assert any("drawn from planets" in text for text in given)
-    if name in ("curves", "difference", "factors", "chapter", "cost"):  # the data says it itself
-        assert any("made up" in text.get_text() for text in texts(plot(*data)))
-    if name in ("curves", "difference", "chapter"):
-        repeats = "4 splits" if name == "chapter" else "4 seeds"
-        assert any(repeats in text.get_text() for text in texts(plot(*data)))
-
-
-def copies(data) -> list:
-    return [
-        {k: v.copy() for k, v in one.items()}
-        if isinstance(one, dict)
-        else getattr(one, "copy", lambda one=one: one)()
-        for one in data
-    ]
-
-
-def unchanged(one, before) -> bool:
-    if isinstance(one, dict):
-        return one.keys() == before.keys() and all(np.array_equal(one[k], before[k]) for k in one)
-    if isinstance(one, pd.DataFrame | pd.Series):
-        names = (one.name == before.name) if isinstance(one, pd.Series) else list(one) == list(before)
-        return one.equals(before) and names and one.attrs == before.attrs and one.index.equals(before.index)
-    return one == before
-
-
-@pytest.mark.parametrize("name", FIGURES)
-def test_neither_input_nor_global_settings_change(name, monkeypatch):
+def test_a_figure_is_whole_legible_repeatable_and_leaves_all_else_alone(name, tmp_path, monkeypatch):
     monkeypatch.setattr(plt, "show", lambda *_: pytest.fail("a figure shows itself"))
     plot, *data = FIGURES[name]
-    before = copies(data)
-    ax = plot(*data)
-    assert all(map(unchanged, data, before))
-    assert dict(mpl.rcParams) == RC
-    assert len(plt.get_fignums()) == 1
-    assert all(isinstance(one, mpl.axes.Axes) for one in np.ravel(ax))
-
-
-@pytest.mark.parametrize("name", FIGURES)
-def test_it_draws_on_the_axes_it_is_given(name):
-    plot, *data = FIGURES[name]
-    shape = {"curves": (1, 2), "chapter": (2, 4)}.get(name, (1, 1))
-    figure, axes = plt.subplots(*shape, figsize=(14, 9), squeeze=shape == (1, 1))
-    assert plot(*data, ax=axes) is axes
-    assert len(figure.axes) == np.size(axes) and len(plt.get_fignums()) == 1
-    drawn(axes)
-
-
-@pytest.mark.parametrize("name", FIGURES)
-def test_a_figure_is_one_png_to_the_byte(name, tmp_path):
-    plot, *data = FIGURES[name]
-    for file in ("a.png", "b.png"):
-        save_figure(plot(*data), tmp_path / file, dpi=60)
-        plt.close("all")
-    content = (tmp_path / "a.png").read_bytes()
-    assert content == (tmp_path / "b.png").read_bytes()
-    assert b"tEXt" not in content and b"tIME" not in content
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "b.png"]
-
-
-@pytest.mark.parametrize("name", FIGURES)
-def test_nothing_is_cut_at_the_edge(name, tmp_path):
-    plot, *data = FIGURES[name]
-    save_figure(plot(*data), tmp_path / "a.png", dpi=80)
-    pixels = imread(tmp_path / "a.png")[..., :3]
-    for edge in (pixels[:2], pixels[-2:], pixels[:, :2], pixels[:, -2:]):
-        assert (edge == 1).all()  # white all round
-
-
-def test_nothing_is_cut_on_axes_that_leave_no_room(tmp_path):
-    save_figure(plot_cost(BENCH, "rows", "us", "way", ax=plt.subplots(figsize=(4, 3))[1]), tmp_path / "a.png")
-    pixels = imread(tmp_path / "a.png")[..., :3]
-    assert (pixels[:, -2:] == 1).all() and pixels.shape[1] > 4 * 150
+    words = ["made up"] if name in ("curves", "difference", "factors") else []
+    words += ["4 seeds"] if name in ("curves", "difference") else []
+    check_figure(plot, data, tmp_path, (1, 2) if name == "curves" else (1, 1), words)
 
 
 def test_save_figure_keeps_the_old_file_when_it_fails(tmp_path, monkeypatch):
@@ -370,79 +289,15 @@ def test_labels_far_from_their_point_are_tied_to_it():
     assert all(tuple(np.round(start, 9)) in points for start in starts)
 
 
-def test_neighbours_stand_nearest_on_top():
-    ax = plot_neighbours(NEAR, "Film, The (1950)")
-    heights = {label.get_text(): label.get_window_extent().y0 for label in ax.get_yticklabels() if drawn(ax)}
-    assert sorted(heights, key=heights.get, reverse=True) == list(NEAR.index)
-    assert np.array_equal(ax.get_lines()[0].get_xdata(), NEAR["cosine"])
-    assert ax.get_xlabel() == "cosine similarity to The Film (1950)"
-    assert "1,234 ratings" in [text.get_text() for text in ax.texts]
-    assert plot_neighbours(NEAR.rename(columns={"cosine": "euclidean"})).get_xlabel() == "Euclidean distance"
-    assert plot_neighbours(NEAR.assign(cosine=[0.5, 0.1, -0.4])).get_xlim()[0] == -0.4
-
-
-def test_bias_against_mean_labels_the_farthest_on_both_sides():
-    mean = pd.Series(np.linspace(1, 5, 40), BIAS.index)
-    bias = (mean - 3) / 10
-    bias.iloc[[3, 30]] += [0.2, -0.2]
-    bias.iloc[[10, 11]] += [0.1, -0.1]
-    ax = plot_bias_vs_mean(bias, mean, n=2)
-    assert {text.get_text() for text in ax.texts} - {""} == set(BIAS.index[[3, 30]])
-    counts = pd.Series(1, BIAS.index)
-    counts.iloc[[10, 11]], counts.iloc[5] = 30, 0
-    ax = plot_bias_vs_mean(bias, mean, counts, n=2)
-    assert {text.get_text() for text in ax.texts} - {""} == set(BIAS.index[[10, 11]])
-    assert len(ax.collections[0].get_offsets()) == 39  # one was never rated
-    assert len(plot_bias_vs_mean(bias.head(4), mean, n=9).texts) == 5  # all four, and the foot
-
-
-def test_chapter_shows_every_run_with_the_book_on_it():
-    axes = plot_chapter(CHAPTER, BOOK)
-    assert axes.shape == (2, 4)
-    for ax, (run, book) in zip(axes.flat, BOOK.groupby("run"), strict=True):
-        assert ax.get_title("left").replace("\n", " ") == f"{run}. {book['name'].iloc[0]}"
-        mean = CHAPTER[CHAPTER.run == run].groupby("epoch")[["train_loss", "valid_loss"]].mean().T
-        assert np.allclose(lines(ax, 2), mean) and len(lines(ax, 0.6)) == 8
-        hollow = [line.get_ydata() for line in ax.get_lines() if line.get_markerfacecolor() == "none"]
-        assert np.allclose(hollow, book[["train_loss", "valid_loss"]].T)
-        last = book.valid_loss.iloc[-1]
-        assert f"{last + 0.015:.3f} ± 0.013, book {last:.3f}" in ax.texts[0].get_text()
-    hidden = plot_chapter(CHAPTER, published(3, 4, 5, 6, 7))
-    assert [ax.get_visible() for ax in hidden.flat] == [True] * 5 + [False] * 3
-
-
-def test_cost_goes_through_medians_on_log_scales():
-    ax = plot_cost(BENCH, "rows", "us", "way", xlabel="rows of the table", ylabel="time (µs)")
-    assert ax.get_xscale() == ax.get_yscale() == "log"
-    assert np.allclose(lines(ax, 1.8)[1], 2 * 2 * np.sqrt([10, 100, 1000]))
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("rows of the table", "time (µs)")
-    named = {text.get_text()[2:] for text in ax.texts}
-    assert {"nn.Embedding", "p[i]", "one-hot"} <= named
-    models = plot_cost(BENCH.replace({"way": {"p[i]": "CollabNN"}}), "rows", "us", "way")
-    assert LOOKS["CollabNN"][0] in {line.get_color() for line in models.get_lines()}
-
-
-def test_initial_weights_are_densities_with_their_spread():
-    ax = plot_initial(INITIAL)
-    for patch, (name, weights) in zip(ax.patches, INITIAL.items(), strict=True):
-        outline = patch.get_xy()
-        xs, ys = outline[:-1:2, 0], outline[1::2, 1]
-        assert np.isclose((np.diff(xs) * ys[: len(xs) - 1]).sum(), 1, atol=1e-6)
-        assert f"{name}\nsd {weights.std():.4f}, at most {np.abs(weights).max():.4f}" in [
-            t.get_text() for t in ax.texts
-        ]
-
-
 def test_dollars_and_marks_in_titles_are_text():
     index = pd.Index(["$9.99 or 10$ (1990)", "a_b^c $x_1$ (1991)", "Été, L' (1992)", "% & # { (1993)"])
     assert overlaps(plot_factors(pd.DataFrame(rng.normal(size=(4, 3)), index))) == []
     for ax in (
         plot_factors(pd.DataFrame(rng.normal(size=(4, 3)), index)),
         plot_bias(pd.Series([1.0, 2, 3, 4], index)),
-        plot_neighbours(NEAR.set_index(index[:3]), index[0]),
     ):
-        held = [t for t in texts(ax) if "$" in t.get_text()]
-        assert held and not any(t.get_parse_math() for t in held)
+        dollars = [t for t in texts(ax) if "$" in t.get_text()]
+        assert dollars and not any(t.get_parse_math() for t in dollars)
 
 
 def test_short_titles():
@@ -466,12 +321,3 @@ def test_short_titles():
 @given(st.text(), st.integers(10, 50), st.booleans())
 def test_short_titles_are_short(title, width, year):
     assert len(short_title(title, width, year)) <= width
-
-
-def test_all_is_public():
-    assert set(plots.__all__) == {
-        "LOOKS",
-        "save_figure",
-        "short_title",
-        *(f.__name__ for f, *_ in FIGURES.values()),
-    }

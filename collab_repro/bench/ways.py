@@ -1,0 +1,126 @@
+"""One epoch of the chapter's model, trained in several ways, and the whole main command."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from fastai.callback.schedule import combined_cos
+from fastai.collab import CollabDataLoaders, collab_learner
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner
+from fastai.losses import MSELossFlat
+from fastai.optimizer import Adam
+
+from ..loader import RatingsDL
+from ..models import N_FACTORS, Y_RANGE, DotProductBias
+from ..sources import check_ratings
+from ..speed import FastLoop, FusedAdam, few_threads, usable_cores
+from ..training import BS, EPOCHS, LR, WD, fit, learner
+
+SEEDS = 10
+
+
+def fit_quietly(learn: Learner, epochs: int = EPOCHS, lr: float = LR, wd: float = WD) -> float:
+    """`learn.fit_one_cycle` without any output: the final validation loss."""
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(epochs, lr, wd=wd)
+    return learn.recorder.values[-1][1]
+
+
+def stock_learner(ratings: pd.DataFrame, seed: int = 0) -> Learner:
+    """fastai's own Learner, with its own loaders."""
+    dls = CollabDataLoaders.from_df(check_ratings(ratings), bs=BS, seed=seed)
+    return collab_learner(dls, n_factors=N_FACTORS, y_range=Y_RANGE)
+
+
+def hand_written(dls: DataLoaders, epochs: int = 1, lr: float = LR, wd: float = WD) -> float:
+    """The same training as a plain PyTorch loop, the least that any Learner can cost: the final loss."""
+    model = DotProductBias(*map(len, dls.classes.values()), N_FACTORS)
+    opt = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), eps=1e-5, weight_decay=wd, fused=True)
+    (x, y), (valid_x, valid_y) = ((t.long() if i == 0 else t for i, t in enumerate(dl.tensors)) for dl in dls)
+    steps, step = epochs * -(-len(x) // BS), 0
+    rates, moms = combined_cos(0.25, lr / 25, lr, lr / 1e5), combined_cos(0.25, 0.95, 0.85, 0.95)
+    for _ in range(epochs):
+        order = torch.randperm(len(x))
+        for xb, yb in zip(x[order].split(BS), y[order].split(BS), strict=True):
+            for group in opt.param_groups:
+                group["lr"], group["betas"] = rates(step / steps), (moms(step / steps), 0.99)
+            F.mse_loss(model(xb), yb).backward()
+            opt.step()
+            opt.zero_grad()
+            step += 1
+        with torch.no_grad():
+            loss = F.mse_loss(model(valid_x), valid_y)
+    return loss.item()
+
+
+def loops(ratings: pd.DataFrame, repeats: int = 3, epochs: int = EPOCHS) -> pd.DataFrame:
+    """Seconds of each way to train DotProductBias at batch 64, `repeats` times in turn.
+
+    Columns: loop, repeat, seconds (training and validation of one model for one epoch, measured over
+    `epochs` epochs without making the loaders), valid_loss (MSE).
+    """
+
+    def in_memory() -> DataLoaders:
+        return CollabDataLoaders.from_df(check_ratings(ratings), bs=BS, seed=0, dl_type=RatingsDL)
+
+    def one(**kwargs) -> Callable[[], float]:
+        dls = in_memory()
+        model = DotProductBias(*map(len, dls.classes.values()), N_FACTORS)
+        return partial(fit_quietly, Learner(dls, model, MSELossFlat(), **kwargs), epochs)
+
+    def many(processes: int) -> Callable[[], float]:
+        learns = [learner(ratings, seed=s) for s in range(SEEDS)]
+
+        def run() -> float:
+            fit(learns, epochs, processes=processes)
+            return float(np.mean([learn.recorder.values[-1][1] for learn in learns]))
+
+        return run
+
+    ways = {  # each prepares a run of so many models; only the run is timed
+        "stock collab_learner": (lambda: partial(fit_quietly, stock_learner(ratings), epochs), 1),
+        "RatingsDL": (partial(one, opt_func=Adam), 1),
+        "RatingsDL, FastLoop": (partial(one, opt_func=Adam, cbs=FastLoop), 1),
+        "RatingsDL, FastLoop, FusedAdam": (partial(one, opt_func=FusedAdam, cbs=FastLoop), 1),
+        "hand-written": (lambda: partial(hand_written, in_memory(), epochs), 1),
+        f"{SEEDS} seeds in one pass": (partial(many, 1), SEEDS),
+        f"{SEEDS} seeds, {usable_cores()} processes": (partial(many, usable_cores()), SEEDS),
+    }
+    rows = []
+    with few_threads(BS * N_FACTORS):
+        for repeat in range(repeats):
+            for name, (prepare, models) in ways.items():
+                run = prepare()
+                started = time.perf_counter()
+                loss = run()
+                rows.append((name, repeat, (time.perf_counter() - started) / models / epochs, loss))
+    return pd.DataFrame(rows, columns=["loop", "repeat", "seconds", "valid_loss"])
+
+
+def ratios(timings: pd.DataFrame) -> pd.DataFrame:
+    """What `loops` returns, summed up: loop, times faster than the first, share of hand-written, seconds."""
+    seconds = timings.groupby("loop", sort=False)["seconds"].median()
+    ratios = {"x stock": seconds.iloc[0] / seconds, "of hand-written": seconds / seconds["hand-written"]}
+    return pd.DataFrame({**ratios, "seconds": seconds}).reset_index()
+
+
+def main_command(ratings: pd.DataFrame, seeds: int = 3, epochs: int = EPOCHS) -> dict[str, float]:
+    """Seconds of the whole main command, and of stock fastai for the same number of model-epochs."""
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "-m", "collab_repro", "--data", ratings.attrs["name"], "--out", out]
+        command += ["--seeds", str(seeds), "--epochs", str(epochs)]
+        started = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        ours = time.perf_counter() - started
+    started = time.perf_counter()
+    for seed in range(2 * seeds):
+        fit_quietly(stock_learner(ratings, seed), epochs)
+    return {"main command": ours, "stock collab_learner": time.perf_counter() - started}

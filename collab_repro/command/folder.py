@@ -1,0 +1,106 @@
+"""The folder of results: what a run measured, kept whole, and every figure drawn from it again."""
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from .. import plots
+from ..chapter import published
+from ..evidence import figures
+from ..interpret import factor_pca, movie_bias
+from ..looks import root
+from ..recommend.learned import Learned
+from ..sources.files import FileError, read_losses, write_table, write_whole
+
+CURVES = ["data", "model", "seed", "epoch", "train_loss", "valid_loss", "seconds"]
+CHAPTER = ["data", "run", "model", "split", "epoch", "train_loss", "valid_loss"]
+SCALE = ["size", "ratings", "users", "titles", "bs", "epochs"]
+SCALE += ["seconds", "ratings_per_s", "memory", "valid_loss"]
+BOOK_DATA = "ml-100k"  # the only ratings that the book's numbers are set beside
+
+
+class ResultsError(FileError):
+    """A results folder without what is needed, or with something else in it."""
+
+
+def save(out: Path, curves: pd.DataFrame, learned: dict[str, Learned], report: str) -> list[Path]:
+    """Write curves.csv, learned-MODEL.npz, report.md and the figures into `out`, each whole or not at all.
+
+    Raises OSError.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    files = [out / "curves.csv", out / "report.md"]
+    write_table(files[0], curves)
+    for name, tables in learned.items():
+        files.append(out / f"learned-{name}.npz")
+        tables.save(files[-1])
+    write_whole(files[1], report.encode())
+    return files + draw(out)
+
+
+def draw(out: Path) -> list[Path]:
+    """Draw every figure that the files in `out` allow, without training anything.
+
+    From curves.csv: curves.png, difference.png; from each learned-MODEL.npz: bias-MODEL.png and
+    factors-MODEL.png; from chapter.csv: chapter.png; from bench-scale.csv: bench-scale.png. Raises
+    `ResultsError` when there is nothing to draw or a file is not what it should be, OSError.
+    """
+    drawings = {}
+    if (out / "curves.csv").exists():
+        curves = read_losses(out / "curves.csv", CURVES)
+        book = published(4, 5) if set(curves["data"]) == {BOOK_DATA} else None
+        drawings["curves"] = partial(plots.plot_curves, curves, book)
+        if curves["model"].nunique() == 2:
+            drawings["difference"] = partial(plots.plot_difference, curves)
+    for file in sorted(out.glob("learned-*.npz")):
+        learned, name = Learned.load(file), file.stem.removeprefix("learned-")
+        source = {"source": learned.note.get("source", "")}
+        drawings[f"bias-{name}"] = partial(plots.plot_bias, movie_bias(learned), **source)
+        drawings[f"factors-{name}"] = partial(plots.plot_factors, factor_pca(learned), **source)
+    if (out / "chapter.csv").exists():
+        losses = read_losses(out / "chapter.csv", CHAPTER)
+        of = BOOK_DATA if BOOK_DATA in set(losses["data"]) else losses["data"].iloc[-1]
+        losses = losses[losses["data"] == of]
+        book = published(*dict.fromkeys(losses["run"]))
+        drawings["chapter"] = partial(figures.plot_chapter, losses, book)
+    if (out / "bench-scale.csv").exists():
+        cost = read_losses(out / "bench-scale.csv", SCALE)
+        cost["per_rating"] = 1e6 / cost["ratings_per_s"]
+        shown = {"seconds": "seconds an epoch", "memory": "GB of memory", "per_rating": "µs a rating"}
+        cost = cost.rename(columns=shown).melt("ratings", shown.values(), "measure", "cost")
+        labels = {"xlabel": "planted ratings", "ylabel": "as each line says"}
+        labels["source"] = "planted ratings, DotProductBias, batches by big_batch"
+        drawings["bench-scale"] = partial(figures.plot_cost, cost, "ratings", "cost", "measure", **labels)
+    if not drawings:
+        raise ResultsError(f"{out} holds no curves.csv, learned-*.npz, chapter.csv or bench-scale.csv")
+    files = []
+    for name, plot in drawings.items():
+        axes = plot()
+        files.append(out / f"{name}.png")
+        save_figure(axes, files[-1])
+        plt.close(np.ravel(axes)[0].figure)
+    return files
+
+
+def save_figure(ax: Axes | Sequence[Axes], path: str | Path, dpi: int = 150) -> None:
+    """Write the whole figure of `ax` as a PNG, whole or not at all; nothing that sticks out is cut.
+
+    The same figure makes the same file, to the byte: neither date nor program stands in it.
+    """
+    content = BytesIO()
+    figure = root(np.ravel(ax)[0])
+    figure.savefig(content, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None})
+    write_whole(path, content.getvalue())
+
+
+def plots_command(args: argparse.Namespace, ratings: None) -> None:
+    """Draw all figures again from what `args.out` holds."""
+    files = draw(args.out)
+    print(f"Drew {', '.join(f.name for f in files)} in {args.out}")

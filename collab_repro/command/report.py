@@ -1,0 +1,126 @@
+"""What the commands print: Markdown that reads well in a terminal too."""
+
+import platform
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+
+import pandas as pd
+
+from ..chapter import published
+from ..curves import difference, summary
+from ..interpret import UnknownTitle, movie_bias, similar_movies, suggest
+from ..recommend.learned import Learned
+from ..sources import check_ratings
+
+LOSSES = "train_loss", "valid_loss"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]], numbers: bool = True) -> str:
+    """A Markdown table whose columns line up; with `numbers`, all but the first are right-aligned."""
+    align = ["left", *["right" if numbers else "left"] * (len(header) - 1)]
+    frame = pd.DataFrame(list(rows), columns=list(header))
+    return frame.to_markdown(index=False, disable_numparse=True, colalign=align)
+
+
+def versions() -> str:
+    """The versions that a number may depend on, on one line."""
+    names = ("fastai", "torch", "pandas", "numpy")
+    return ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in names)])
+
+
+def report(
+    curves: pd.DataFrame,
+    learned: dict[str, Learned],
+    identity: str,
+    source: str,
+    settings: str,
+    title: str,
+    book: bool = True,
+) -> str:
+    """The main command's report: training, identity, biases, neighbours of `title`.
+
+    `learned` holds one model for each model name, `identity` is what `same_start` showed; `book` adds
+    the published losses.
+    """
+    seeds = curves["seed"].nunique()
+    parts = [
+        "# fastbook chapter 8: both DotProductBias models",
+        f"Ratings: {source}.\\\nSettings: {settings}.\\\nVersions: {versions()}.",
+        f"## Training and validation MSE, mean ± sd over {seeds} seed{'s' * (seeds > 1)}",
+        _training(curves, book),
+        "## The same derivative?",
+        f"{identity[0].upper()}{identity[1:]}.",
+        *_paired(curves),
+        "## Movie bias, seed " + str(curves["seed"].iloc[0]),
+        *(_biases(name, tables) for name, tables in learned.items()),
+        f"## Nearest to {title}",
+        *(_neighbours(name, tables, title) for name, tables in learned.items()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _training(curves: pd.DataFrame, book: bool) -> str:
+    printed = published(4, 5).set_index(["model", "epoch"])
+    rows = []
+    for key, losses in summary(curves).iterrows():
+        row = [*key]
+        for loss in LOSSES:
+            mean, sd = losses[loss, "mean"], losses[loss, "std"]
+            row.append(f"{mean:.4f}" if pd.isna(sd) else f"{mean:.4f} ± {sd:.4f}")
+            if book:
+                row.append(f"{printed.loc[key, loss]:.4f}" if key in printed.index else "")
+        rows.append(row)
+    return table(["model", "epoch", "train", *["book"] * book, "valid", *["book"] * book], rows)
+
+
+def _paired(curves: pd.DataFrame) -> list[str]:
+    last = difference(curves).iloc[-1]
+    if last["n"] < 2:
+        return []
+    first, second = dict.fromkeys(curves["model"])
+    return [
+        f"Each from its own initial weights, {second} minus {first} ends at a validation MSE of "
+        f"{last['mean']:+.4f} (95 % interval {last['low']:+.4f} to {last['high']:+.4f}, "
+        f"{last['n']:.0f} paired seeds)."
+    ]
+
+
+def _biases(name: str, learned: Learned, n: int = 5) -> str:
+    bias = movie_bias(learned)
+    ends = bias.head(n), bias.iloc[::-1].head(n)
+    cells = [[f"{title} {value:+.2f}" for title, value in end.items()] for end in ends]
+    return table([f"{name}, lowest {n}", f"{name}, highest {n}"], zip(*cells, strict=True), numbers=False)
+
+
+def _neighbours(name: str, learned: Learned, title: str) -> str:
+    near = similar_movies(learned, title)
+    rows = [(other, f"{row['cosine']:.2f}", int(row["n_ratings"])) for other, row in near.iterrows()]
+    return table([name, "cosine", "ratings"], rows) if rows else f"{name}: no title is rated enough"
+
+
+def title_to_show(ratings: pd.DataFrame, wanted: str | None, usual: str) -> object:
+    """The item called `wanted`; by default the `usual` title, or the most rated item where it is missing.
+
+    Raises `UnknownTitle`, suggesting others, for an item that the ratings don't have, and `BadRatings`.
+    """
+    known = check_ratings(ratings).iloc[:, 1].value_counts().index
+    named = {str(item): item for item in known}
+    if wanted is not None and wanted not in named:
+        raise UnknownTitle(f"no title {wanted!r}{suggest(wanted, known)}")
+    return named[wanted] if wanted is not None else named.get(usual, known[0])
+
+
+def chapter_report(against: pd.DataFrame, names: dict[int, str], splits: int, source: str) -> str:
+    """The `chapter` command's report: a table for each run, from `against_the_book`."""
+    parts = [f"Ratings: {source}. Mean ± sd over {splits} splits; z = (book - mean) / sd.\n{versions()}."]
+    header = ["epoch", "train: book", "ours", "z", "valid: book", "ours", "z", "verdict"]
+    for run, epochs in against.groupby(level="run"):
+        rows = []
+        for (_, epoch), row in epochs.iterrows():
+            cells = [
+                (f"{ours['book']:.3f}", f"{ours['mean']:.3f} ± {ours['sd']:.3f}", f"{ours['z']:+.1f}")
+                for ours in (row[loss] for loss in LOSSES)
+            ]
+            rows.append([epoch, *cells[0], *cells[1], row["verdict", ""]])
+        parts.append(f"## Run {run}: {names[run]}\n\n{table(header, rows)}")
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,106 @@
+"""The chapter's two DotProductBias models against each other: over many seeds, and bit by bit."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from fastai.learner import Learner
+from torch import nn
+
+from .models import DotProductBias, DotProductBiasParams, copy_weights, tables
+from .training import EPOCHS, LR, WD, curve, fit, learner
+
+Models = Sequence[Callable[..., nn.Module]]
+BOTH = (DotProductBias, DotProductBiasParams)
+
+
+def train(
+    ratings: pd.DataFrame,
+    models: Models = BOTH,
+    seeds: Iterable[int] = range(3),
+    epochs: int = EPOCHS,
+    lr: float = LR,
+    wd: float = WD,
+    progress: Callable[[int], None] = lambda trained: None,
+    **settings,
+) -> dict[tuple[str, int], Learner]:
+    """A fitted Learner for each (model's name, seed), paired: a seed's models share split and batches.
+
+    `settings` go to `learner` (bs, n_factors, y_range, split, init, order, column names), `progress` to
+    `fit`. Raises ValueError for models of the same name.
+    """
+    if len({m.__name__ for m in models}) < len(models):
+        raise ValueError(f"models need names that differ: {[m.__name__ for m in models]}")
+    seeds = list(seeds)
+    learns = {(m.__name__, s): learner(ratings, m, s, **settings) for m in models for s in seeds}
+    fit(learns.values(), epochs, lr, wd, progress)
+    return learns
+
+
+def curves_of(learns: dict[tuple[str, int], Learner], data: str = "") -> pd.DataFrame:
+    """The curves of `train`'s Learners in one frame, with the columns that `compare` returns."""
+    each = (curve(learn, data=data, model=model, seed=seed) for (model, seed), learn in learns.items())
+    return pd.concat(each, ignore_index=True)
+
+
+def compare(
+    ratings: pd.DataFrame, models: Models = BOTH, seeds: Iterable[int] = range(3), *args, **settings
+) -> pd.DataFrame:
+    """The chapter's models over many seeds, paired, as a tidy frame of curves.
+
+    Columns: data, model, seed, epoch (from 0), train_loss and valid_loss (MSE), seconds. For one seed
+    all models share the split and the batch order; initial weights differ as the models draw them.
+    Further arguments (epochs, lr, wd, ...) and errors are those of `train`.
+    """
+    learns = train(ratings, models, seeds, *args, **settings)
+    return curves_of(learns, data=ratings.attrs.get("name", ""))
+
+
+@dataclass(frozen=True)
+class SameStart:
+    """How two models ended that were trained from copied weights on the same batches.
+
+    `steps`: training steps of each; `equal_losses`: how many of them had bitwise equal (smoothed)
+    losses; `equal_tables`: for each table, whether it ended bitwise equal; `curves`: as in `compare`.
+    """
+
+    steps: int
+    equal_losses: int
+    equal_tables: dict[str, bool]
+    curves: pd.DataFrame
+
+    @property
+    def identical(self) -> bool:
+        return self.equal_losses == self.steps and all(self.equal_tables.values())
+
+    def __str__(self) -> str:
+        return (
+            f"from copied weights {self.equal_losses:,} of {self.steps:,} training losses and "
+            f"{sum(self.equal_tables.values())} of {len(self.equal_tables)} final tables are equal to the bit"
+        )
+
+
+def same_start(
+    ratings: pd.DataFrame,
+    models: Models = BOTH,
+    seed: int = 0,
+    epochs: int = EPOCHS,
+    lr: float = LR,
+    wd: float = WD,
+    progress: Callable[[int], None] = lambda trained: None,
+    **settings,
+) -> SameStart:
+    """Train two models from the first one's initial weights on the same batches; compare bit by bit."""
+    learns = {(m.__name__, seed): learner(ratings, m, seed, **settings) for m in models}
+    first, second = learns.values()
+    copy_weights(first.model, second.model)
+    fit([first, second], epochs, lr, wd, progress)
+    losses = list(zip(first.recorder.losses, second.recorder.losses, strict=True))
+    ours, theirs = tables(first.model), tables(second.model)
+    return SameStart(
+        steps=len(losses),
+        equal_losses=sum(torch.equal(a, b) for a, b in losses),
+        equal_tables={name: torch.equal(t, theirs[name].reshape(t.shape)) for name, t in ours.items()},
+        curves=curves_of(learns, data=ratings.attrs.get("name", "")),
+    )

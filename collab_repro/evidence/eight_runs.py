@@ -1,0 +1,106 @@
+"""The chapter's eight runs trained again over many splits, and compared with the losses it printed."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pandas as pd
+from fastai.collab import EmbeddingDotBias, EmbeddingNN
+from fastai.learner import Learner
+from fastai.tabular.model import get_emb_sz
+
+from ..chapter import RUNS, published
+from ..models import Y_RANGE, CollabNN, DotProduct, DotProductBias, DotProductBiasParams
+from ..sources.files import read_losses, write_table
+from ..speed import usable_cores
+from ..training import EPOCHS, LR, curve, fit, learner
+
+MODELS = {
+    "DotProduct": DotProduct,
+    "DotProductBias": DotProductBias,
+    "DotProductBiasParams": DotProductBiasParams,
+    "EmbeddingDotBias": EmbeddingDotBias,
+    "CollabNN": lambda dls: CollabNN(*get_emb_sz(dls), n_act=100),
+    "EmbeddingNN": lambda dls: EmbeddingNN(get_emb_sz(dls), layers=[100, 50], y_range=Y_RANGE),
+}
+COLUMNS = ["data", "run", "model", "split", "epoch", "train_loss", "valid_loss"]
+KEY = ["run", "split", "epoch"]
+
+
+def run_learner(ratings: pd.DataFrame, number: int, split: int = 0) -> Learner:
+    """The Learner of the chapter's run `number` on split `split`, ready for `fit` with wd `run.wd`."""
+    run = RUNS[number]
+    return learner(ratings, MODELS[run.model], split, y_range=run.y_range)
+
+
+def reproduce(
+    ratings: pd.DataFrame,
+    runs: Iterable[int] = tuple(RUNS),
+    splits: int = 10,
+    epochs: int = EPOCHS,
+    path: str | Path | None = None,
+    progress: Callable[[int], None] = lambda trained: None,
+) -> pd.DataFrame:
+    """Train the chapter's `runs` on `splits` random splits each, and return all losses, one row an epoch.
+
+    Columns: data, run, model, split, epoch (from 0), train_loss, valid_loss (MSE). With `path`, the CSV
+    there grows as training goes on. Splits it already holds for the same data and number of epochs are
+    not trained again, and rows of other data stay. `progress` is called with the number of model-epochs
+    each time some are done.
+    Raises `FileError` when `path` holds anything else, `BadRatings`, `DivergedError`, OSError.
+    """
+    runs, data = list(runs), ratings.attrs.get("name", "")
+    done, others = _read(path, data, epochs)
+    for number in runs:
+        kept = set(done.loc[done["run"] == number, "split"])
+        progress(epochs * len(kept & set(range(splits))))
+        missing = [s for s in range(splits) if s not in kept]
+        at_once = usable_cores() if RUNS[number].model.endswith("NN") else 10  # splits between two savings
+        for at in range(0, len(missing), at_once):
+            part = {s: run_learner(ratings, number, s) for s in missing[at : at + at_once]}
+            fit(part.values(), epochs, LR, RUNS[number].wd, progress)
+            labels = {"data": data, "run": number, "model": RUNS[number].model}
+            rows = [curve(ln, **labels, split=s).drop(columns="seconds") for s, ln in part.items()]
+            done = pd.concat([done, *rows], ignore_index=True)
+            if path is not None:
+                write_table(path, pd.concat([others, done.sort_values(KEY)]))
+    wanted = done[done["run"].isin(runs) & (done["split"] < splits)]
+    return wanted.sort_values(KEY, ignore_index=True)
+
+
+def _read(path: str | Path | None, data: str, epochs: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """From the CSV at `path`: the splits of `data` that have `epochs` epochs, and the rows of other data."""
+    if path is None or not Path(path).exists():
+        empty = pd.DataFrame({name: [] for name in COLUMNS}).astype(dict.fromkeys(KEY, int))
+        return empty, empty
+    losses = read_losses(path, COLUMNS)
+    losses["data"] = losses["data"].astype(object).fillna("")  # ratings without a name
+    length = losses.groupby(["data", "run", "split"])["epoch"].transform("size")
+    ours = losses["data"] == data
+    return losses[ours & (length == epochs)], losses[~ours]
+
+
+def against_the_book(losses: pd.DataFrame, reprinted: bool = False) -> pd.DataFrame:
+    """Each published loss next to the distribution of `losses` over splits, a row for each run and epoch.
+
+    `losses` is what `reproduce` returns, `reprinted` is as in `published`. Columns, for each of
+    train_loss and valid_loss: book, mean, sd, z = (book - mean) / sd; and `verdict`: "inside the spread"
+    when both are within two sd, otherwise which one is outside.
+    """
+    ours = losses.groupby(["run", "epoch"])[["train_loss", "valid_loss"]].agg(["mean", "std"])
+    book = published(*dict.fromkeys(losses["run"]), reprinted=reprinted).set_index(["run", "epoch"])
+    columns = {}
+    for loss in ("train_loss", "valid_loss"):
+        mean, sd = ours[loss]["mean"], ours[loss]["std"]
+        numbers = {"book": book[loss], "mean": mean, "sd": sd, "z": (book[loss] - mean) / sd}
+        columns |= {(loss, name): column for name, column in numbers.items()}
+    table = pd.DataFrame(columns).reindex(ours.index)
+    z = table.xs("z", axis=1, level=1).rename(columns=lambda loss: loss.removesuffix("_loss"))
+    table["verdict", ""] = [_verdict(row) for _, row in z.iterrows()]
+    return table
+
+
+def _verdict(z: pd.Series) -> str:
+    if z.isna().any():
+        return "no spread from one split"
+    outside = z.index[z.abs() > 2]
+    return f"{' and '.join(outside)} outside the spread" if len(outside) else "inside the spread"

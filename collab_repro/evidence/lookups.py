@@ -1,0 +1,145 @@
+"""Four ways to look up rows of a table, their common derivative, and what each costs.
+
+A table is (n, k), the wanted rows are `idx` (bs,) int64, and the result is (bs, k).
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from itertools import product
+from statistics import median
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..models import N_FACTORS
+from ..training import BS, LR
+
+Lookup = Callable[[Tensor, Tensor], Tensor]
+
+
+def one_hot(table: Tensor, idx: Tensor) -> Tensor:
+    """Look up rows as the chapter introduces it: a (bs, n) matrix of zeros and ones times the table."""
+    return F.one_hot(idx, len(table)).to(table.dtype) @ table
+
+
+LOOKUPS: dict[str, Lookup] = {
+    "one-hot @ table": one_hot,
+    "index_select": lambda table, idx: table.index_select(0, idx),
+    "table[idx]": lambda table, idx: table[idx],
+    "Embedding": lambda table, idx: F.embedding(idx, table),
+}
+
+
+class GatherScatter(torch.autograd.Function):
+    """The lookup with its derivative written out: `GatherScatter.apply(table, idx)`.
+
+    The forward pass gathers rows. The backward pass adds each gradient to the row it came from: a row
+    looked up twice gets the sum, a row not looked up gets zero. `table` is (n, ...).
+    """
+
+    @staticmethod
+    def forward(ctx, table, idx):
+        ctx.n, ctx.idx = len(table), idx
+        return table.index_select(0, idx)  # out[i] = table[idx[i]]
+
+    @staticmethod
+    def backward(ctx, upstream):
+        grad = upstream.new_zeros(ctx.n, *upstream.shape[1:])
+        return grad.index_add(0, ctx.idx, upstream), None  # grad[idx[i]] += upstream[i]
+
+
+def gradient(lookup: Lookup, table: Tensor, idx: Tensor, upstream: Tensor) -> Tensor:
+    """The table's gradient (n, k), dense, when autograd sends `upstream` (bs, k) back through `lookup`."""
+    leaf = table.detach().clone().requires_grad_()
+    return torch.autograd.grad(lookup(leaf, idx), leaf, upstream)[0]
+
+
+class _DrawCounter(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.counts = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            self.counts.append(out.numel())
+        return out
+
+
+def draws(fn: Callable[[], object]) -> list[int]:
+    """How many random numbers PyTorch draws while `fn` runs, one count per drawing operation, in order."""
+    with torch.random.fork_rng(devices=[]), _DrawCounter() as counter:
+        fn()
+    return counter.counts
+
+
+# What one training step costs: each way with the optimizer that suits it
+
+WAYS = {
+    "Embedding": (LOOKUPS["Embedding"], torch.optim.Adam, {"fused": True}),
+    "index": (LOOKUPS["table[idx]"], torch.optim.Adam, {"fused": True}),
+    "Embedding, sparse": (lambda t, i: F.embedding(i, t, sparse=True), torch.optim.SparseAdam, {}),
+    "one-hot": (one_hot, torch.optim.Adam, {"fused": True}),
+}
+
+
+def megabytes(way: str, rows: int, n_factors: int = N_FACTORS, bs: int = BS) -> float:
+    """Memory of one training step, in 10**6 bytes of float32 and int64.
+
+    Counted are the table, Adam's two averages, the gradient (all rows, or with `sparse` the batch's rows
+    and their indices) and, for one-hot, its matrix twice: as whole numbers, then as floats.
+    """
+    table = 4 * rows * n_factors
+    if way == "Embedding, sparse":
+        return (3 * table + bs * (4 * n_factors + 8)) / 1e6
+    return (4 * table + (12 * bs * rows if way == "one-hot" else 0)) / 1e6
+
+
+def cost(
+    rows: Iterable[int] = (1_000, 10_000, 100_000, 1_000_000),
+    n_factors: int = N_FACTORS,
+    bs: int = BS,
+    limit: float = 1_000.0,
+    repeats: int = 5,
+    ways: Iterable[str] = tuple(WAYS),
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Time forward pass, backward pass and optimizer step for tables of several sizes, on one thread.
+
+    Columns: way, rows, seconds (per step), megabytes, note. A time is the median of at least `repeats`
+    steps, and of as many as fit in a third of a second, after two steps to warm up. A step that would
+    need more than `limit` megabytes is skipped: its seconds are NaN, and note says why.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        steps = []
+        for way, n in product(ways, rows):
+            size = megabytes(way, n, n_factors, bs)
+            fits = size <= limit
+            note = "" if fits else f"not run: would hold {size:,.0f} MB, the limit is {limit:,.0f}"
+            seconds = _seconds(way, n, n_factors, bs, repeats, seed) if fits else float("nan")
+            steps.append((way, n, seconds, size, note))
+    finally:
+        torch.set_num_threads(threads)
+    return pd.DataFrame(steps, columns=["way", "rows", "seconds", "megabytes", "note"])
+
+
+def _seconds(way: str, rows: int, n_factors: int, bs: int, repeats: int, seed: int) -> float:
+    """Median seconds of a step. Every step looks up other rows."""
+    lookup, optimizer, settings = WAYS[way]
+    random = torch.Generator().manual_seed(seed)
+    table = nn.Parameter(torch.zeros(rows, n_factors).normal_(0, 0.01, generator=random))
+    opt = optimizer([table], lr=LR, **settings)
+    seconds = []
+    while len(seconds) < repeats + 2 or sum(seconds) < 1 / 3:
+        idx = torch.randint(rows, (bs,), generator=random)
+        started = time.perf_counter()
+        lookup(table, idx).square().sum().backward()
+        opt.step()
+        opt.zero_grad()
+        seconds.append(time.perf_counter() - started)
+    return median(seconds[2:])

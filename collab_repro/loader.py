@@ -1,0 +1,125 @@
+"""A fastai data loader that keeps the ratings in memory and serves every training row once an epoch.
+
+    dls = CollabDataLoaders.from_df(ratings, item_name="title", bs=64, seed=42, dl_type=RatingsDL)
+
+Since fastai 2.7.15 the loader that `from_df` makes by default draws its rows **with replacement**, so an
+epoch meets only about 63 % of them. fastai's own `dl_type=TabDataLoader` (from `fastai.tabular.core`)
+cures that; `RatingsDL` does too, is faster, and fixes the order of the rows by a seed.
+"""
+
+from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
+import torch
+from fastai.data.core import TfmdDL
+from fastai.tabular.core import ReadTabBatch, Tabular
+from torch import Tensor
+
+BS = 64  # the chapter's batch size
+CHUNK = 1 << 20  # rows gathered at a time, to bound the memory that shuffling takes
+
+
+def shuffled(n: int, seed: int, epoch: int) -> Tensor:
+    """A permutation of `range(n)`, (n,) int64, that depends on `seed` and `epoch` alone."""
+    mixed = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0]
+    return torch.randperm(n, generator=torch.Generator().manual_seed(int(mixed) >> 1))
+
+
+def narrow(column: Tensor) -> Tensor:
+    """An integer `column` in the narrowest type that holds it, a float one as float32."""
+    if column.is_floating_point():
+        return column.float()
+    largest = int(column.abs().max()) if len(column) else 0
+    types = (torch.int8, torch.int16, torch.int32, torch.int64)
+    return column.to(next(dtype for dtype in types if largest <= torch.iinfo(dtype).max))
+
+
+class TensorDL(TfmdDL):
+    """Batches cut from tensors in memory: `dataset.tensors` is (x, y) or (x,), of equal length.
+
+    `shuffle_seed` (0 or more) fixes the order of every epoch; the global random state plays no part. Each
+    iteration is the next epoch; `one_batch` and `show_batch` do not count as one.
+    Raises ValueError for a negative `shuffle_seed`.
+    """
+
+    def __init__(self, dataset, bs=BS, shuffle=False, shuffle_seed=0, **kwargs):
+        super().__init__(dataset, bs=bs, shuffle=shuffle, **{**kwargs, "num_workers": 0})
+        self.shuffle_seed, self.epoch_no = shuffle_seed, 0
+        np.random.SeedSequence(shuffle_seed)  # raises now rather than in the first epoch
+        self.tensors = tuple(narrow(t) for t in self.read(dataset))
+
+    def read(self, dataset) -> tuple[Tensor, ...]:
+        return dataset.tensors
+
+    def new(self, dataset=None, cls=None, **kwargs):
+        return super().new(dataset, cls, **{"shuffle_seed": self.shuffle_seed, **kwargs})
+
+    def get_idxs(self) -> Tensor:
+        """This epoch's rows in the order of serving."""
+        return shuffled(self.n, self.shuffle_seed, self.epoch_no) if self.shuffle else torch.arange(self.n)
+
+    def sizes(self, n: int) -> list[int]:
+        """The number of rows in each batch when `n` rows are served."""
+        full, rest = divmod(n, self.bs)
+        return [self.bs] * full + [rest] * bool(rest and not self.drop_last)
+
+    def __len__(self) -> int:
+        return len(self.sizes(self.n))
+
+    def rows(self, idxs: Tensor) -> tuple[Tensor, ...]:
+        """The rows `idxs` of every column on this loader's device; ids as int64, ratings as float32."""
+        picked = [t[idxs].float() if i else t[idxs].long() for i, t in enumerate(self.tensors)]
+        return tuple(t if self.device is None else t.to(self.device) for t in picked)
+
+    def do_item(self, s):
+        return s or 0
+
+    def create_batch(self, b) -> tuple[Tensor, ...]:
+        return self.rows(torch.as_tensor(b))
+
+    def batches(self) -> Iterator[tuple[Tensor, ...]]:
+        """This epoch's batches before `after_batch`: x (bs, 2) int64 and, where known, y (bs, 1) float32."""
+        idxs = self.get_idxs()
+        self.epoch_no += 1
+        if not isinstance(idxs, Tensor):  # a `get_idxs` of the user's own
+            idxs = torch.tensor(list(islice(idxs, self.n)), dtype=torch.long)
+        sizes, per_chunk = self.sizes(len(idxs)), max(1, CHUNK // self.bs)
+        for at in range(0, len(sizes), per_chunk):
+            cut = sizes[at : at + per_chunk]
+            chunk = self.rows(idxs[at * self.bs : at * self.bs + sum(cut)])
+            yield from zip(*(t.split(cut) for t in chunk), strict=True)
+
+    def __iter__(self):
+        self.before_iter()
+        nothing_to_do = [type(tfm) for tfm in self.after_batch.fs] == [ReadTensors]
+        yield from self.batches() if nothing_to_do else map(self.after_batch, self.batches())
+        self.after_iter()
+
+    def one_batch(self):
+        epoch_no = self.epoch_no
+        try:
+            return super().one_batch()
+        finally:
+            self.epoch_no = epoch_no
+
+
+class ReadTensors(ReadTabBatch):
+    """fastai's reader of tabular batches, for batches that are tensors already: it only decodes."""
+
+    def encodes(self, b):
+        return b
+
+
+class RatingsDL(TensorDL):
+    """`TensorDL` over the encoded columns of a fastai `Tabular`: pass it as `dl_type` to `from_df`."""
+
+    def __init__(self, dataset, bs=BS, shuffle=False, after_batch=None, **kwargs):
+        after_batch = ReadTensors(dataset) if after_batch is None else after_batch
+        super().__init__(dataset, bs=bs, shuffle=shuffle, after_batch=after_batch, **kwargs)
+
+    def read(self, dataset: Tabular) -> tuple[Tensor, ...]:
+        x = torch.tensor(dataset.items[list(dataset.cat_names)].to_numpy(np.int64))  # (n, 2)
+        if not set(dataset.y_names) <= set(dataset.items.columns):  # rows to predict have no rating
+            return (x,)
+        return x, torch.tensor(dataset.items[list(dataset.y_names)].to_numpy(np.float32))  # (n, 1)

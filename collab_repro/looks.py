@@ -1,0 +1,143 @@
+"""How figures look: the colours of the models, the style, and labels that find a free place.
+
+A model keeps its colour, line and marker in all figures, so that they can be read in grey too.
+"""
+
+import re
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+
+# Colour (Okabe and Ito's, safe for the colour-blind), line, marker, and that marker in text.
+LOOKS = {
+    "DotProductBias": ("#0072B2", "-", "o", "●○"),
+    "DotProductBiasParams": ("#D55E00", (0, (4, 1.5)), "s", "■□"),
+    "EmbeddingDotBias": ("#009E73", "-.", "^", "▲△"),
+    "DotProduct": ("#CC79A7", ":", "v", "▼▽"),
+    "CollabNN": ("#B8860B", (0, (6, 1, 1, 1)), "D", "◆◇"),
+    "EmbeddingNN": ("#56B4E9", (0, (1, 1)), "p", "★☆"),
+}
+INK, GREY = "0.2", "0.45"  # what belongs to no model
+STYLE = {
+    "font.size": 9,
+    "axes.labelsize": 9,
+    "axes.titlesize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "figure.constrained_layout.use": True,
+}
+style = mpl.rc_context(STYLE)
+OFFSET = {"textcoords": "offset points", "parse_math": False}  # a title may hold dollars
+HOLLOW = {"linestyle": "", "markerfacecolor": "none", "markeredgewidth": 1.2}
+LOSSES = {"train_loss": "training MSE (smoothed)", "valid_loss": "validation MSE"}
+
+
+def short_title(title: object, width: int = 40, year: bool = True) -> str:
+    """A title for a label: 'Seventh Seal, The (Sjunde inseglet, Det) (1957)' as 'The Seventh Seal (1957)'.
+
+    Without `year` that goes too, and '…' stands for what is over `width` characters.
+    """
+    parts = re.fullmatch(r"(.*?)((?: \([^()]*\))*?)( \(\d{4}\))?", str(title).strip(), re.DOTALL)
+    name, released = parts[1], (parts[3] or "") if year else ""
+    if article := re.fullmatch(r"(.+), (The|An?|Les?|La|L'|Das|Der|Die|El|Il)", name):
+        name = f"{article[2]} {article[1]}".replace("L' ", "L'")
+    if len(name) > (room := max(width - len(released), 2)):
+        words = name[:room].rpartition(" ")[0]
+        name = (words if len(words) > room // 2 else name[: room - 1]).rstrip(" ,:") + "…"
+    return name + released
+
+
+def look_of(model: str) -> tuple:
+    """A model's colour, line and marker, and its marker as text, filled and hollow."""
+    return LOOKS.get(model, ("0.35", (0, (2, 1)), "X", "✖✖"))
+
+
+def looks_of(names: Sequence[str]) -> dict[str, tuple]:
+    """The look of each of `names`: a model's own, or shades from dark to light for other names."""
+    others = [name for name in dict.fromkeys(names) if name not in LOOKS]
+    if len(others) < 2:
+        return LOOKS | {name: look_of(name) for name in others}
+    shades = map(mpl.colors.to_hex, mpl.colormaps["viridis"](np.linspace(0, 0.8, len(others))))
+    forms = [form for _, *form in LOOKS.values()] * len(others)
+    return LOOKS | {name: (shade, *form) for name, shade, form in zip(others, shades, forms, strict=False)}
+
+
+def about(curves: pd.DataFrame, repeat: str = "") -> str:
+    """The data's name, and how many seeds or splits there are."""
+    data = ", ".join(map(str, curves["data"].unique())) if "data" in curves else ""
+    n = curves[repeat].nunique() if repeat else 0
+    return ", ".join(filter(None, [data, f"{n} {repeat}{'s' * (n != 1)} (thin)" if repeat else ""]))
+
+
+def foot(ax: Axes, source: str) -> None:
+    """`source`, small, under the right end of `ax`."""
+    look = {"fontsize": 6.5, "color": GREY, "ha": "right", "va": "top"}
+    ax.annotate(source, (1, 0), (0, -34), xycoords="axes fraction", **look, **OFFSET)
+
+
+def epochs_axis(ax: Axes, ylabel: str) -> None:
+    ax.set_xlabel("epoch")
+    ax.set_ylabel(ylabel)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.grid(axis="y", color="0.9")
+    ax.set_axisbelow(True)
+
+
+def root(ax: Axes) -> mpl.figure.Figure:
+    return ax.figure.canvas.figure  # of a subfigure too
+
+
+def end_labels(ax: Axes, labels: Sequence[tuple[float, str, str]], lines: int = 1) -> None:
+    """Write texts, given as (height, text, colour), to the right of `ax`, near their heights."""
+    from scipy.optimize import isotonic_regression
+
+    ax.set_ylim(ax.get_ylim())
+    root(ax).draw_without_rendering()  # lays the figure out
+    labels = sorted(labels, key=lambda label: label[0])
+    at = ax.transData.transform([(1, y) for y, *_ in labels])[:, 1] * 72 / root(ax).dpi
+    steps = np.arange(len(labels)) * 11.5 * lines
+    free = isotonic_regression(at - steps).x + steps  # least squares, each a step above the last
+    look = {"xycoords": ax.get_yaxis_transform(), "fontsize": 8, "va": "center"}
+    for (y, text, colour), up in zip(labels, free - at, strict=True):
+        ax.annotate(text, (1, y), (6, up), color=colour, **look, **OFFSET)
+
+
+def label_points(ax: Axes, x: Sequence[float], y: Sequence[float], labels: Sequence[str]) -> None:
+    """Label points one by one, each at the nearest free place; leave out a label that finds none."""
+    ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())
+    root(ax).draw_without_rendering()
+    px = root(ax).dpi / 72  # pixels a point
+    points = ax.transData.transform(np.column_stack([x, y]))
+    taken = np.hstack([points - 3.5 * px, points + 3.5 * px])  # boxes: left, bottom, right, top
+    angle = np.radians([0, 180, 90, 270, *range(15, 360, 15)])
+    towards = np.column_stack([np.cos(angle), np.sin(angle)])
+    gaps = np.arange(5, 160, 3)[:, None, None] * px
+    look = {"fontsize": 7, "ha": "center", "va": "center"}
+    look["path_effects"] = [withStroke(linewidth=2, foreground="white")]
+    for xy, point, label in zip(zip(x, y, strict=True), points, labels, strict=True):
+        text = ax.annotate(label, xy, (0, 0), **look, **OFFSET)
+        half = text.get_window_extent().size / 2 + px
+        centres = (point + towards * (half + gaps)).reshape(-1, 2)  # nearest first
+        boxes = np.hstack([centres - half, centres + half])
+        apart = (boxes[:, None, :2] >= taken[:, 2:]) | (boxes[:, None, 2:] <= taken[:, :2])
+        inside = (boxes[:, :2] >= ax.bbox.min) & (boxes[:, 2:] <= ax.bbox.max)
+        free = apart.any(axis=2).all(axis=1) & inside.all(axis=1)
+        if not free.any():
+            text.remove()
+            continue
+        centre, box = centres[free.argmax()], boxes[free.argmax()]
+        text.set_position((centre - point) / px)
+        taken = np.vstack([taken, box])
+        end = np.clip(point, box[:2], box[2:])  # of the label, where it is nearest
+        if np.hypot(*(end - point)) > 7 * px:
+            leader = ax.transData.inverted().transform([point, end])
+            ax.plot(*leader.T, color="0.6", linewidth=0.5, zorder=1)

@@ -1,0 +1,24 @@
+"""Where ratings come from. The main modules can be read without this folder.
+
+- movielens: MovieLens 100K from a folder of the user's, from fastai's folders, from GroupLens or from PyPI.
+- own: the user's own ratings, from a .csv or .tsv file.
+- checks: whether a model can be trained on ratings, and what to change if not.
+- planted: made-up ratings, and the biases and factors they were drawn from.
+- files: how this package writes its files, and reads its tables of losses again.
+
+Nothing here imports torch or fastai.
+"""
+
+from .checks import BadRatings, check_ratings
+from .movielens import RatingsUnavailable, load_movielens
+from .own import load_own
+from .planted import planted_ratings
+
+__all__ = [
+    "BadRatings",
+    "RatingsUnavailable",
+    "check_ratings",
+    "load_movielens",
+    "load_own",
+    "planted_ratings",
+]

@@ -1,0 +1,75 @@
+"""Files that are written whole or not at all, and tables of losses that are read back to the last bit."""
+
+import os
+import platform
+import time
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from io import StringIO
+from pathlib import Path
+
+import pandas as pd
+
+HOST = platform.node().replace(".", "-")  # this machine
+STALE = 3600  # seconds after which an unfinished file counts as abandoned, whoever wrote it
+
+
+class FileError(ValueError):
+    """The content of a file is not what this package writes there."""
+
+
+def write_whole(path: str | Path, content: bytes) -> None:
+    """Write `content` to `path` whole or not at all: if that fails, the old file stays as it was.
+
+    Calls `sweep` on the folder first. Raises OSError.
+    """
+    path = Path(path)
+    sweep(path.parent)
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.{HOST}.{os.getpid()}.collab_repro.part")
+    try:
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Delete the unfinished files that killed processes of this package left in `folder`.
+
+    A file goes once it is an hour old, or once the process that wrote it on this machine has ended.
+    """
+    for file in folder.glob(".*.collab_repro.part"):
+        with suppress(
+            OSError, ValueError, OverflowError
+        ):  # gone by now, in use, or with another kind of name
+            *_, host, pid, _, _ = file.name.split(".")
+            if time.time() - file.stat().st_mtime > STALE:
+                file.unlink()
+            elif host == HOST and os.name == "posix":  # on Windows os.kill would end the process
+                try:
+                    os.kill(int(pid), 0)  # sends nothing, but fails if there is no such process
+                except ProcessLookupError:
+                    file.unlink()
+
+
+def write_table(path: str | Path, table: pd.DataFrame) -> None:
+    """Write `table` as CSV, whole or not at all, with floats in full. Raises OSError."""
+    text = StringIO()
+    table.to_csv(text, index=False)
+    write_whole(path, text.getvalue().encode())
+
+
+def read_losses(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Read a table that `write_table` wrote with these `columns`; its losses are exact to the last bit.
+
+    Raises `FileError` for any other content, and OSError if the file can't be read.
+    """
+    losses = {name: str for name in columns if name.endswith("_loss")}
+    try:
+        table = pd.read_csv(path, dtype=losses)  # as text, for pandas' own floats may be one bit off
+        if list(table.columns) == list(columns):
+            return table.astype(dict.fromkeys(losses, float))
+    except ValueError as error:
+        raise FileError(f"{path} is not a table of losses: {' '.join(str(error).split())}") from error
+    raise FileError(f"{path} has the columns {list(table.columns)}, not {list(columns)}")

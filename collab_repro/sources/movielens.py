@@ -1,0 +1,223 @@
+"""MovieLens 100K from a folder of the user's, from fastai's folders, from GroupLens or from PyPI.
+
+The hash of an archive is checked before the archive is opened. It is read in memory; nothing is unpacked.
+The DataFrame is checked against `SHA256` whichever way it came, so all ways give the same one.
+"""
+
+import configparser
+import csv
+import hashlib
+import http.client
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import warnings
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from io import BytesIO
+from itertools import compress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from .files import write_whole
+
+VARIABLE = "COLLAB_REPRO_DATA"
+URL = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"  # fastai's URLs.ML_100k
+SHA256 = "9721e38d7794f29811ceabab2f13b77ac1b3ef0ca93f6ea33cbd1c46fc98d5d4"  # see frame_sha256
+TIMEOUT, DEADLINE = 10, 120  # seconds without a byte from a server, and for a whole download
+MAX_BYTES = 20_000_000  # both archives are smaller than 5 MB
+NUMBERS = ["user", "movie", "rating", "timestamp"]
+GENRES = """unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy Film-Noir
+    Horror Musical Mystery Romance Sci-Fi Thriller War Western"""
+GENRES = GENRES.split()
+RAW_TEXT = {"dtype": {"title": str}, "quoting": csv.QUOTE_NONE, "keep_default_na": False}
+
+
+class RatingsUnavailable(RuntimeError):
+    """There are no ratings. One line says what was tried, what went wrong and what to do."""
+
+
+def load_movielens(path: str | Path | None = None) -> pd.DataFrame:
+    """MovieLens 100K, as `load_ratings` describes it, with `genres`. Raises `RatingsUnavailable`."""
+    if path := path or os.environ.get(VARIABLE):
+        try:
+            return _read_folder(Path(path).expanduser(), f"MovieLens 100K from the folder {path}")
+        except (OSError, ValueError) as error:
+            remedy = "give the folder that holds ml-100k/, freshly unpacked from ml-100k.zip"
+            raise RatingsUnavailable(f"{path}: {reason(error)}; {remedy}") from error
+    with suppress(OSError, ValueError):  # where there is no intact copy, the next place is tried
+        return _read_folder(_fastai_path("data", "ml-100k"), "MovieLens 100K, unpacked by fastai")
+    for archive in GROUPLENS, RECBOLE:
+        with suppress(OSError, ValueError):
+            return archive.read(_fastai_path("archive", archive.file).read_bytes())
+    failures = []
+    for place, archive in {"GroupLens": GROUPLENS, "RecBole 1.2.1 by pip": RECBOLE}.items():
+        try:
+            content = archive.fetch()
+            ratings = archive.read(content)
+        except (OSError, ValueError, http.client.HTTPException, subprocess.TimeoutExpired) as error:
+            failures.append(f"{place}: {reason(error)}")
+        else:
+            _keep(archive.file, content)
+            return ratings
+    raise RatingsUnavailable(
+        f"MovieLens 100K is not available. path= and {VARIABLE}: not given; fastai's folders: no intact "
+        f"copy; {'; '.join(failures)}. What to do: try again later, or unpack ml-100k.zip from "
+        "https://grouplens.org/datasets/movielens/100k/ and give its folder as path= or "
+        f"{VARIABLE}, or use 'synthetic'"
+    )
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, on one line."""
+    cause = error.reason if type(error) is urllib.error.URLError else error
+    if isinstance(cause, subprocess.TimeoutExpired):
+        return f"not finished after {DEADLINE} seconds"
+    if isinstance(cause, FileNotFoundError):
+        return f"no file {Path(cause.filename or '').name}"
+    text = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+    return " ".join(text.split())
+
+
+# Reading the two formats; anything but the published ratings is a ValueError
+
+
+def _read_folder(folder: Path, source: str) -> pd.DataFrame:
+    """The ratings in the folder that ml-100k.zip unpacks to, or in a folder that holds it."""
+    if (folder / "ml-100k").is_dir():
+        folder = folder / "ml-100k"
+    movies = _grouplens_movies((folder / "u.item").read_bytes())
+    return _merge((folder / "u.data").read_bytes(), movies, source)
+
+
+def _grouplens_movies(item: bytes) -> pd.DataFrame:
+    """Columns movie, title and genres, from GroupLens' u.item."""
+    names = ["movie", "title", "released", "on video", "address", *GENRES]
+    movies = pd.read_csv(BytesIO(item), sep="|", encoding="latin-1", names=names, **RAW_TEXT)
+    flags = movies[GENRES].to_numpy()
+    if not np.isin(flags, (0, 1)).all():
+        raise ValueError("not the published u.item: its last 19 columns are not 0 or 1")
+    return movies.assign(genres=["|".join(compress(GENRES, row)) for row in flags])
+
+
+def _recbole_movies(item: bytes) -> pd.DataFrame:
+    """The same from RecBole's .item, where a title's last brackets have a column of their own."""
+    names = ["movie", "title", "year", "genres"]
+    movies = pd.read_csv(BytesIO(item), sep="\t", names=names, header=0, **RAW_TEXT)
+    titles = (movies["title"] + " (" + movies["year"] + ")").replace("unkonwn (unkonwn)", "unknown")
+    return movies.assign(title=titles, genres=movies["genres"].str.replace(" ", "|"))
+
+
+def _merge(data: bytes, movies: pd.DataFrame, source: str) -> pd.DataFrame:
+    """The ratings in u.data or RecBole's .inter, which has a header, with titles and genres; checked."""
+    header = 0 if data.startswith(b"user_id") else None
+    ratings = pd.read_csv(BytesIO(data), sep="\t", names=NUMBERS, header=header, dtype=np.int64)
+    for name, texts in {"title": movies["title"].str.strip(), "genres": movies["genres"]}.items():
+        ratings[name] = ratings["movie"].map(dict(zip(movies["movie"], texts, strict=True)))
+    if frame_sha256(ratings) != SHA256:
+        raise ValueError(f"not the published 100,000 ratings ({len(ratings):,} rows read)")
+    duplicates = int(ratings.duplicated(["user", "title"]).sum())
+    ratings.attrs.update(name="ml-100k", source=source, duplicates=duplicates)
+    return ratings
+
+
+def frame_sha256(ratings: pd.DataFrame) -> str:
+    """SHA-256 of the numbers, column by column as little-endian int64, then of the titles."""
+    numbers = ratings[NUMBERS].to_numpy("<i8").tobytes("F")
+    return hashlib.sha256(numbers + "\n".join(map(str, ratings["title"])).encode()).hexdigest()
+
+
+# Fetching and keeping the two archives
+
+
+def _download() -> bytes:
+    """The content of ml-100k.zip, from GroupLens."""
+    body, deadline = bytearray(), time.monotonic() + DEADLINE
+    with urllib.request.urlopen(URL, timeout=TIMEOUT) as response:
+        while chunk := response.read1(1 << 16):
+            body += chunk
+            if len(body) > MAX_BYTES or time.monotonic() > deadline:
+                raise ValueError(f"not finished after {DEADLINE} seconds or {MAX_BYTES:,} bytes")
+    return bytes(body)
+
+
+def _pip_download() -> bytes:
+    """The content of the RecBole wheel, by the user's pip settings. Nothing is installed or run."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "recbole==1.2.1", "--no-deps"]
+        command += ["--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--quiet"]
+        command += ["--retries=1", f"--timeout={TIMEOUT}", f"--dest={folder}"]
+        streams = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+        pip = subprocess.run(command, timeout=DEADLINE, **streams)
+        if pip.returncode:
+            *_, last_line = ["nothing", *pip.stderr.strip().splitlines()]
+            raise ValueError(f"pip says {last_line}")
+        return (Path(folder) / RECBOLE.file).read_bytes()
+
+
+class Archive(NamedTuple):
+    """A zip file, two members of which hold the ratings and the movies."""
+
+    file: str
+    sha256: str
+    fetch: Callable[[], bytes]
+    members: tuple[str, str]
+    movies: Callable[[bytes], pd.DataFrame]
+    source: str
+
+    def read(self, content: bytes) -> pd.DataFrame:
+        """The ratings in `content`. Raises ValueError, before opening it, for any other file."""
+        if hashlib.sha256(content).hexdigest() != self.sha256:
+            raise ValueError(f"{len(content):,} bytes that are not the published {self.file}")
+        with zipfile.ZipFile(BytesIO(content)) as archive:
+            data, item = map(archive.read, self.members)
+        return _merge(data, self.movies(item), self.source)
+
+
+GROUPLENS = Archive(
+    "ml-100k.zip",
+    "50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
+    _download,
+    ("ml-100k/u.data", "ml-100k/u.item"),
+    _grouplens_movies,
+    "MovieLens 100K, GroupLens' ml-100k.zip",
+)
+RECBOLE = Archive(
+    "recbole-1.2.1-py3-none-any.whl",
+    "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
+    _pip_download,
+    ("recbole/dataset_example/ml-100k/ml-100k.inter", "recbole/dataset_example/ml-100k/ml-100k.item"),
+    _recbole_movies,
+    "MovieLens 100K as the RecBole 1.2.1 package carries it",
+)
+
+
+def _fastai_path(folder: str, name: str) -> Path:
+    """Where fastai keeps `name` in its "data" or "archive" folder. Raises OSError for broken settings."""
+    from fastcore.xtras import Config
+
+    home = os.getenv("FASTAI_HOME", "~/.fastai")
+    defaults = {"data": "data", "archive": "archive", "storage": "tmp", "model": "models"}
+    try:
+        return Config(home, "config.ini", create=defaults, save=False).path(folder) / name
+    except (KeyError, TypeError, ValueError, configparser.Error) as error:
+        raise OSError(f"fastai's config.ini can't be read: {error}") from error
+
+
+def _keep(name: str, content: bytes) -> None:
+    """Save an archive where fastai looks for it, or warn."""
+    try:
+        file = _fastai_path("archive", name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, content)
+    except OSError as error:
+        remedy = "set FASTAI_HOME to a folder that you can write to"
+        warnings.warn(f"{name} is not kept for next time: {reason(error)}; {remedy}", stacklevel=4)

@@ -1,0 +1,141 @@
+"""`fit`: `fit_one_cycle` for many Learners, as many at once as the machine can serve."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import chain, groupby
+
+import torch
+from fastai.callback.core import Callback, TrainEvalCallback
+from fastai.callback.progress import ProgressCallback
+from fastai.callback.schedule import Learner  # the Learner with `fit_one_cycle`
+from fastai.collab import EmbeddingDotBias
+from fastai.learner import CastToTensor, Recorder
+from torch import nn
+
+from ..loader import TensorDL
+from ..models import FROM_SIZES
+from .loop import FastLoop, few_threads, work_of
+from .optimizer import FusedAdam
+from .processes import in_processes, usable_cores
+from .ranks import distributed, is_distributed
+from .sidebyside import fit_side_by_side
+from .stopwatch import Stopwatch
+
+EPOCHS, LR, WD = 5, 5e-3, 0.1  # the chapter's, from its section "Weight Decay" on
+MAX_WORK = 32_768  # elements of a pass' largest tensor, ten of the chapter's models: more gain little
+MIN_PASS = 3  # models in a pass below which splitting it over processes gains little
+PLAIN_CALLBACKS = {TrainEvalCallback, Recorder, CastToTensor, ProgressCallback, FastLoop, Stopwatch}
+TABLE_MODELS = {*FROM_SIZES, EmbeddingDotBias}
+RECORDED = "losses", "values", "lrs", "iters", "hps", "metric_names"
+
+Progress = Callable[[int], None]
+
+
+class Reporter(Callback):
+    """Calls `report()` after each epoch."""
+
+    def __init__(self, report: Callable[[], None]):
+        self.report = report
+
+    def after_epoch(self):
+        self.report()
+
+
+def fit(
+    learns: Iterable[Learner],
+    epochs: int = EPOCHS,
+    lr: float = LR,
+    wd: float = WD,
+    progress: Progress = lambda trained: None,
+    processes: int | None = None,
+) -> None:
+    """`learn.fit_one_cycle(epochs, lr, wd=wd)` for each of `learns`, many at once where that is possible.
+
+    Weights, optimizer states, recorded losses and curves are those of each Learner fitted alone: to the
+    bit where all batches are multiples of 16 rows (MovieLens 100K's are), else within rounding, for
+    PyTorch computes the last few sigmoids of a batch in another way.
+
+    Untrained Learners of one table-only model with equally many batches are trained side by side, and
+    `processes` of such passes (all usable cores when None) run at a time. Learners with metrics, losses
+    or callbacks of your own are fitted one by one, as is everything under `torchrun`. `progress` is
+    called with the number of model-epochs whenever some are done.
+    Raises `DivergedError` when a loss is no longer a finite number.
+    """
+    learns = list(learns)
+    for learn in learns:
+        if not hasattr(learn, "stopwatch"):
+            learn.add_cb(Stopwatch())
+    plain = [] if is_distributed() else [learn for learn in learns if _is_plain(learn)]
+    for learn in learns:
+        if learn not in plain:
+            with distributed(learn):
+                _fit_alone(learn, epochs, lr, wd, progress)
+
+    cores, passes = usable_cores() if processes is None else processes, []
+    for _, alike in groupby(plain, key=_kind):
+        alike = list(alike)
+        most = min(max(1, MAX_WORK // work_of(alike[0])), max(MIN_PASS, -(-len(alike) // cores)))
+        passes += [alike[at : at + most] for at in range(0, len(alike), most)]
+    forked = cores > 1 and len(passes) > 1
+
+    def one_pass(part: list[Learner], report: Progress) -> list[dict]:
+        if len(part) == 1:
+            _fit_alone(part[0], epochs, lr, wd, report)
+        else:
+            cbs = [FastLoop, Stopwatch, Reporter(lambda: report(len(part)))]
+            wide = fit_side_by_side(part, epochs, lr, wd, cbs)
+            for learn in part:
+                learn.stopwatch.seconds = [s / len(part) for s in wide.stopwatch.seconds]
+        return [_state(learn) for learn in part] if forked else []
+
+    states = in_processes([partial(one_pass, part) for part in passes], cores, progress)
+    if forked:
+        for learn, state in zip(chain(*passes), chain(*states), strict=True):
+            _restore(learn, state)
+
+
+def _fit_alone(learn: Learner, epochs: int, lr: float, wd: float, report: Progress) -> None:
+    with few_threads(work_of(learn)), learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(epochs, lr, wd=wd, cbs=Reporter(lambda: report(1)))
+
+
+def _is_plain(learn: Learner) -> bool:
+    """Whether `learn` is as `learner` makes it, with nothing of the user's own, and on the CPU."""
+    return (
+        all(isinstance(dl, TensorDL) for dl in learn.dls)
+        and learn.dls.device.type == "cpu"
+        and isinstance(getattr(learn.loss_func, "func", None), nn.MSELoss)
+        and {type(cb) for cb in learn.cbs} <= PLAIN_CALLBACKS
+        and not learn.metrics
+    )
+
+
+def _kind(learn: Learner) -> tuple:
+    """Equal for Learners that can be trained as one: untrained, of tables alone, equally many batches."""
+    if learn.opt is not None or type(learn.model) not in TABLE_MODELS or learn.opt_func is not FusedAdam:
+        return (id(learn),)
+    sizes = [(dl.n, dl.bs, dl.drop_last) for dl in learn.dls]
+    return type(learn.model), learn.model.y_range, learn.moms, work_of(learn), *sizes
+
+
+def _state(learn: Learner) -> dict:
+    """What fitting changed in `learn`, to be carried from one process to another."""
+    recorded = {name: getattr(learn.recorder, name) for name in RECORDED}
+    return {
+        "model": learn.model.state_dict(),
+        "opt": learn.opt.state_dict(),
+        "recorder": recorded | {"losses": torch.stack(list(recorded["losses"]))},
+        "seconds": learn.stopwatch.seconds,
+        "epoch_no": [dl.epoch_no for dl in learn.dls],
+    }
+
+
+def _restore(learn: Learner, state: dict) -> None:
+    learn.model.load_state_dict(state["model"])
+    learn.create_opt()
+    learn.opt.load_state_dict(state["opt"])
+    for name, value in state["recorder"].items():
+        setattr(learn.recorder, name, list(value) if name == "losses" else value)
+    learn.stopwatch.seconds = state["seconds"]
+    for dl, epoch_no in zip(learn.dls, state["epoch_no"], strict=True):
+        dl.epoch_no = epoch_no

@@ -1,0 +1,182 @@
+"""`fit`: what is trained together and what apart, in one process or several, and how divergence ends."""
+
+import pytest
+import torch
+from fastai.callback.core import Callback
+from fastai.losses import L1LossFlat
+from fastai.metrics import rmse
+from fastai.optimizer import Adam
+from fastai.tabular.core import TabDataLoader
+from fastai.tabular.model import get_emb_sz
+from test_loop import assert_same
+from test_sidebyside import alone, learners
+
+from collab_repro import CollabNN, DotProductBias, DotProductBiasParams, fit, learner
+from collab_repro.speed import DivergedError, big_batch
+from collab_repro.speed.sidebyside import fit_side_by_side
+
+TWO = [{"seed": seed} for seed in range(2)]
+NETWORK = {"model": lambda dls: CollabNN(*get_emb_sz(dls), n_act=9)}
+BOTH_MODELS = [{**own, "model": m} for m in (DotProductBias, DotProductBiasParams) for own in TWO]
+
+
+@pytest.fixture
+def passes(monkeypatch) -> list:
+    """For each pass of `fit` the Learners side by side in it and the wide one, as it goes on."""
+    found = []
+
+    def noted(learns, *args):
+        found.append((learns, fit_side_by_side(learns, *args)))
+        return found[-1][1]
+
+    monkeypatch.setattr("collab_repro.speed.fitting.fit_side_by_side", noted)
+    return found
+
+
+@pytest.mark.parametrize(
+    "settings, sizes",
+    [
+        ([*BOTH_MODELS, {"bs": 32}, NETWORK, {**NETWORK, "seed": 1}], [2, 2]),
+        (
+            [{"n_factors": 50, "bs": 192, "seed": s} for s in range(4)],
+            [3],
+        ),  # 9,600 numbers a batch
+        ([{}, {"n_factors": 6}], []),
+        ([{}, {"y_range": (0, 6)}], []),
+        ([{}, {"bs": 65}], []),
+        ([{"bs": 96}, {"bs": 96, "valid_pct": 0.204}], []),  # as many batches, fewer rows
+    ],
+)
+def test_what_can_go_together_does_and_every_number_is_that_of_training_alone(few, passes, settings, sizes):
+    together, each = (learners(few, settings) for _ in range(2))
+    fit(together, 1, processes=1)
+    assert [len(learns) for learns, _ in passes] == sizes
+    for ours, theirs in zip(together, alone(each, epochs=1), strict=True):
+        assert_same(ours, theirs)
+    for learns, wide in passes:  # which shares its seconds out
+        assert sum(learn.stopwatch.seconds[0] for learn in learns) == pytest.approx(wide.stopwatch.seconds[0])
+
+
+class Quiet(Callback):
+    """A callback of one's own."""
+
+    def after_epoch(self):
+        self.called = True
+
+
+def another_loader(learn):
+    valid = learn.dls.valid
+    learn.dls.loaders[1] = TabDataLoader(valid.dataset, bs=64, device=valid.device)
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # fastai's own loader
+@pytest.mark.parametrize("changed", [[1], [0, 1]])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda learn: setattr(learn, "loss_func", L1LossFlat()),
+        lambda learn: setattr(learn, "metrics", [rmse]),
+        lambda learn: setattr(learn, "opt_func", Adam),
+        lambda learn: learn.add_cb(Quiet()),
+        lambda learn: alone([learn], epochs=1),
+        another_loader,
+        lambda learn: setattr(learn.dls.valid, "drop_last", True),
+    ],
+)
+def test_what_is_a_learners_own_is_kept(few, passes, change, changed):
+    together, each = (learners(few, TWO, bs=96) for _ in range(2))
+    for learn in [learns[i] for learns in (together, each) for i in changed]:
+        change(learn)
+    fit(together, 1, processes=1)
+    may_go = len(changed) == 2 and together[0].dls.valid.drop_last
+    assert len(passes) == may_go
+    for ours, theirs in zip(together, alone(each, epochs=1), strict=True):
+        assert_same(ours, theirs)
+        assert not hasattr(ours, "quiet") or ours.quiet.called
+
+
+def test_several_processes_give_the_numbers_of_one_and_tell_every_model_epoch(few):
+    runs = []
+    for processes in (1, 2):
+        learns, told = learners(few, [*BOTH_MODELS, NETWORK]), []
+        fit(learns, 2, progress=told.append, processes=processes)
+        assert sum(told) == 10 and len(told) > 1
+        runs.append(learns)
+    for epochs in (2, 1):
+        for ours, theirs in zip(*runs, strict=True):
+            assert_same(ours, theirs)
+            assert len(ours.stopwatch.seconds) == epochs
+        for processes, learns in enumerate(runs, 1):  # and they go on alike
+            fit(learns, 1, processes=processes)
+
+
+@pytest.mark.timeout(60)
+def test_processes_forked_beside_two_threads_do_not_wait_for_them(few):
+    torch.set_num_threads(2)
+    torch.randn(10**6).exp()  # starts the second thread, which no fork takes along
+    learns = learners(few, TWO, n_factors=200, bs=720)  # two threads' work
+    fit(learns, 1, processes=2)
+    assert all(len(learn.recorder.values) == 1 for learn in learns)
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_epochs_lr_and_wd_are_honoured_and_default_to_the_chapters(few, together):
+    def end(*args, **kwargs):
+        learns = learners(few, TWO[:together])
+        fit(learns, *args, **kwargs)
+        return torch.cat([p.detach().flatten() for p in learns[-1].model.parameters()])
+
+    usual, chapters = end(), alone(learners(few, TWO[:together]), 5, 5e-3, 0.1)[-1]
+    assert torch.equal(usual, torch.cat([p.flatten() for p in chapters.model.parameters()]))
+    for changed in ({"epochs": 4}, {"lr": 6e-3}, {"wd": 0.2}):
+        assert not torch.equal(usual, end(**changed)), changed
+
+
+def test_fit_of_nothing_does_nothing():
+    fit([])
+
+
+# --- divergence -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("together", [1, 2])
+@pytest.mark.parametrize("settings, lr, where", [
+    ({}, 1e30, r"epoch 0, batch \d+ .*learning rate"),
+    ({"y_range": None}, 1e30, r"epoch 0, batch \d+ .*learning rate"),
+    # One batch an epoch: the training loss is still a number, the weights it leads to are not.
+    ({"y_range": None, "bs": 1024}, 1e30, "epoch 0"),
+])  # fmt: skip
+def test_a_huge_learning_rate_ends_with_epoch_batch_and_cause(few, settings, lr, where, together):
+    with pytest.raises(DivergedError, match=where):
+        fit(learners(few, TWO[:together], **settings), epochs=2, lr=lr)
+
+
+@pytest.mark.parametrize("at", [0, 15, 16, 22])
+def test_the_first_bad_batch_is_named(few, at):
+    learn, calls = learner(few, n_factors=5), []
+    mse = learn.loss_func
+
+    def poisoned(pred, y):
+        calls.extend([1] * torch.is_grad_enabled())
+        return mse(pred, y) * (float("nan") if len(calls) == at + 1 else 1)
+
+    learn.loss_func = poisoned
+    with pytest.raises(DivergedError, match=f"epoch {at // 16}, batch {at % 16} on"):
+        fit([learn], epochs=3)
+
+
+def test_a_bad_batch_of_one_of_several_models_is_named(few):
+    learns = learners(few, [*TWO, {"seed": 2}], y_range=None)
+    with torch.no_grad():
+        learns[1].model.movie_bias.weight.fill_(float("inf"))
+    with pytest.raises(DivergedError, match="epoch 0, batch 0 on"):
+        fit(learns, epochs=1)
+
+
+# --- large sets -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n, bs", [(100, 64), (80_000, 1024), (800_000, 4096), (20_000_000, 65_536)])
+def test_big_batches_grow_with_the_rows_but_slower(n, bs):
+    assert big_batch(n)["bs"] == bs
