@@ -3,6 +3,7 @@
 `fit`, `FastLoop` and `FusedAdam` come from `speed`: they give fastai's numbers sooner.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -21,6 +22,8 @@ from .loader import BS, RatingsDL
 from .models import FROM_SIZES, N_FACTORS, Y_RANGE, DotProductBias, YRange
 from .sources import check_ratings
 from .speed import EPOCHS, LR, WD, FastLoop, FusedAdam, Stopwatch, fit
+
+RANDOM_STATE = threading.RLock()  # PyTorch's random state is one for all threads
 
 __all__ = ["BS", "EPOCHS", "LR", "WD", "FastLoop", "FusedAdam", "curve", "fit", "learner"]
 
@@ -52,7 +55,7 @@ def learner(
     """
     split, init, order = (seed if own is None else own for own in (split, init, order))
     ratings = check_ratings(ratings, user_name, item_name, rating_name, y_range, bs, valid_pct)
-    with torch.random.fork_rng(devices=[]):
+    with RANDOM_STATE, torch.random.fork_rng(devices=[]):
         dls = _dls(ratings, split, valid_pct, bs=bs, dl_type=RatingsDL, shuffle_seed=order, drop_last=False)
         torch.manual_seed(init)
         if model in FROM_SIZES:
@@ -77,11 +80,17 @@ def _dls(ratings: pd.DataFrame, split: int | Sequence[int], valid_pct: float, **
 def curve(learn: Learner, **labels) -> pd.DataFrame:
     """What a fitted Learner recorded: `labels`, then epoch (from 0), train_loss, valid_loss, seconds.
 
-    Losses are MSE; train_loss is fastai's smoothed one (beta .98) at the epoch's end. Raises ValueError
-    when no fit is recorded: fastai's `validate` and `get_preds` clear it.
+    Losses are MSE; train_loss is fastai's smoothed one (beta .98) at the epoch's end. Epochs that were
+    skipped or cut short by a callback are left out. Raises ValueError when no fit is recorded: fastai's
+    `validate` and `get_preds` clear it.
     """
-    if not learn.recorder.values or len(learn.recorder.values[0]) < 2:
+    names = list(getattr(learn.recorder, "metric_names", []))[1:-1]  # without epoch and time
+    rows = [
+        dict(zip(names, row, strict=True)) if len(row) == len(names) else {} for row in learn.recorder.values
+    ]
+    if not {"train_loss", "valid_loss"} <= set(names) or not any(rows):
         raise ValueError("no fit is recorded: take the curve before validate() or get_preds() clear it")
-    losses = pd.DataFrame([row[:2] for row in learn.recorder.values], columns=["train_loss", "valid_loss"])
+    losses = pd.DataFrame(rows, columns=["train_loss", "valid_loss"], dtype=float)
     losses = losses.assign(epoch=range(len(losses)), seconds=learn.stopwatch.seconds, **labels)
+    losses = losses[[bool(row) for row in rows]].reset_index(drop=True)
     return losses[[*labels, "epoch", "train_loss", "valid_loss", "seconds"]]

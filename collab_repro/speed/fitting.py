@@ -3,17 +3,21 @@
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import chain, groupby
+from numbers import Real
 
 import torch
 from fastai.callback.core import Callback, TrainEvalCallback
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import Learner  # the Learner with `fit_one_cycle`
-from fastai.collab import EmbeddingDotBias
+from fastai.collab import EmbeddingDotBias, EmbeddingNN
+from fastai.layers import Embedding, LinBnDrop, SigmoidRange
 from fastai.learner import CastToTensor, Recorder
+from fastai.losses import MSELossFlat
+from fastai.torch_core import trainable_params
 from torch import nn
 
-from ..loader import TensorDL
-from ..models import FROM_SIZES
+from ..loader import RatingsDL, ReadTensors, TensorDL
+from ..models import FROM_SIZES, CollabNN
 from .loop import FastLoop, few_threads, work_of
 from .optimizer import FusedAdam
 from .processes import in_processes, usable_cores
@@ -26,6 +30,9 @@ MAX_WORK = 32_768  # elements of a pass' largest tensor, ten of the chapter's mo
 MIN_PASS = 3  # models in a pass below which splitting it over processes gains little
 PLAIN_CALLBACKS = {TrainEvalCallback, Recorder, CastToTensor, ProgressCallback, FastLoop, Stopwatch}
 TABLE_MODELS = {*FROM_SIZES, EmbeddingDotBias}
+KNOWN_MODULES = {*TABLE_MODELS, CollabNN, EmbeddingNN, Embedding, nn.Embedding, nn.ModuleList, nn.Sequential}
+KNOWN_MODULES |= {LinBnDrop, SigmoidRange, nn.Linear, nn.ReLU, nn.Dropout, nn.BatchNorm1d}
+LOADING = {"get_idxs", "batches", "rows", "sizes", "before_iter", "after_iter"}  # methods of a loader
 RECORDED = "losses", "values", "lrs", "iters", "hps", "metric_names"
 
 Progress = Callable[[int], None]
@@ -56,16 +63,20 @@ def fit(
     PyTorch computes the last few sigmoids of a batch in another way.
 
     Untrained Learners of one table-only model with equally many batches are trained side by side, and
-    `processes` of such passes (all usable cores when None) run at a time. Learners with metrics, losses
-    or callbacks of your own are fitted one by one, as is everything under `torchrun`. `progress` is
-    called with the number of model-epochs whenever some are done.
-    Raises `DivergedError` when a loss is no longer a finite number.
+    `processes` of such passes (all usable cores when None) run at a time. Learners with anything of your
+    own (metrics, a loss, callbacks, hooks, an optimizer, ...) are fitted one by one, as is everything under
+    `torchrun`, or with a `slice` as `lr`. `progress` is called with the number of model-epochs whenever
+    some are done. Raises ValueError for the same Learner twice or less than one epoch, `DivergedError`
+    when a loss is no longer a finite number, `WorkerDied` when a process was killed.
     """
     learns = list(learns)
+    if epochs < 1 or len({id(learn) for learn in learns}) < len(learns):
+        raise ValueError(f"fit needs Learners that differ and one epoch at least, not {epochs}")
+    one_rate = isinstance(lr, Real) and isinstance(wd, Real)  # for all groups of parameters
     for learn in learns:
         if not hasattr(learn, "stopwatch"):
             learn.add_cb(Stopwatch())
-    plain = [] if is_distributed() else [learn for learn in learns if _is_plain(learn)]
+    plain = [ln for ln in learns if one_rate and not is_distributed() and _is_usual(ln)]
     for learn in learns:
         if learn not in plain:
             with distributed(learn):
@@ -99,22 +110,40 @@ def _fit_alone(learn: Learner, epochs: int, lr: float, wd: float, report: Progre
         learn.fit_one_cycle(epochs, lr, wd=wd, cbs=Reporter(lambda: report(1)))
 
 
-def _is_plain(learn: Learner) -> bool:
-    """Whether `learn` is as `learner` makes it, with nothing of the user's own, and on the CPU."""
+def _is_usual(learn: Learner) -> bool:
+    """Whether `learn` is as `learner` makes it, without anything of the user's own that a pass or another
+    process would not carry: methods, callbacks, metrics, a loss, an optimizer, groups of parameters, hooks,
+    a loader, a device.
+    """
+    model, loss, usual_loss = learn.model, learn.loss_func, MSELossFlat()
+    modules, dls = list(model.modules()), list(learn.dls)
     return (
-        all(isinstance(dl, TensorDL) for dl in learn.dls)
-        and learn.dls.device.type == "cpu"
-        and isinstance(getattr(learn.loss_func, "func", None), nn.MSELoss)
+        type(learn) is Learner
+        and not any(hasattr(Learner, name) for name in vars(learn))
         and {type(cb) for cb in learn.cbs} <= PLAIN_CALLBACKS
         and not learn.metrics
+        and type(loss) is type(usual_loss)
+        and type(loss.func) is nn.MSELoss
+        and loss.func.reduction == "mean"
+        and (loss.flatten, loss.is_2d, loss.axis) == (usual_loss.flatten, usual_loss.is_2d, usual_loss.axis)
+        and learn.opt_func is FusedAdam
+        and learn.splitter is trainable_params
+        and all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
+        and all(type(module) in KNOWN_MODULES and "forward" not in vars(module) for module in modules)
+        and not any(hooks for m in modules for name, hooks in vars(m).items() if name.endswith("_hooks"))
+        and not any(p._backward_hooks or p._post_accumulate_grad_hooks for p in model.parameters())
+        and all(type(dl) in (TensorDL, RatingsDL) and not LOADING & set(vars(dl)) for dl in dls)
+        and all([type(tfm) for tfm in dl.after_batch.fs] == [ReadTensors] for dl in dls)
+        and all(dl.device is None or dl.device.type == "cpu" for dl in dls)
     )
 
 
 def _kind(learn: Learner) -> tuple:
     """Equal for Learners that can be trained as one: untrained, of tables alone, equally many batches."""
-    if learn.opt is not None or type(learn.model) not in TABLE_MODELS or learn.opt_func is not FusedAdam:
+    dls = list(learn.dls)
+    if learn.opt is not None or type(learn.model) not in TABLE_MODELS or not all(dl.n for dl in dls):
         return (id(learn),)
-    sizes = [(dl.n, dl.bs, dl.drop_last) for dl in learn.dls]
+    sizes = [(dl.n, dl.bs, dl.drop_last) for dl in dls]
     return type(learn.model), learn.model.y_range, learn.moms, work_of(learn), *sizes
 
 

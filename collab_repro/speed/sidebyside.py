@@ -90,7 +90,7 @@ def fit_side_by_side(learns: Sequence[Learner], epochs: int, lr: float, wd: floa
         table.data = torch.cat([t[name].detach() for t in each])
     loaders = [SideBySide([learn.dls[i] for learn in learns], offsets) for i in (0, 1)]
     dls = DataLoaders(*loaders, device=learns[0].dls.device)
-    wide = Learner(dls, model, EachMSE(len(learns)), learns[0].opt_func, cbs=cbs)
+    wide = Learner(dls, model, EachMSE(len(learns)), learns[0].opt_func, cbs=cbs, moms=learns[0].moms)
     wide.recorder.loss, wide.recorder.smooth_loss = EachLoss(), EachSmoothLoss()
     wide.create_opt()
     for name, table in tables(model).items():

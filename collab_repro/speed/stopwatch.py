@@ -19,18 +19,19 @@ class Stopwatch(Callback):
         self.seconds = []
 
     def before_epoch(self):
-        self.started = time.perf_counter()
+        self.started, self.first = time.perf_counter(), len(self.recorder.losses)
 
     def after_train(self):
-        losses = torch.stack(list(self.recorder.losses[-self.n_iter :]))  # (steps,), or (steps, models)
-        bad = (~losses.isfinite()).view(len(losses), -1).any(dim=1).nonzero()
-        if len(bad):
-            self._diverged("training", f"epoch {self.epoch}, batch {int(bad[0])} on")
+        losses = list(self.recorder.losses[self.first :])
+        if losses:
+            finite = torch.stack(losses).view(len(losses), -1).isfinite().all(dim=1)  # of all models
+            if not finite.all():
+                self._diverged("training", f"epoch {self.epoch}, batch {int(finite.int().argmin())} on")
 
     def after_epoch(self):
         self.seconds.append(time.perf_counter() - self.started)
-        loss = self.recorder.loss.value
-        if loss is not None and not torch.as_tensor(loss).isfinite().all():
+        loss = self.recorder.loss
+        if getattr(loss, "count", 0) and not torch.as_tensor(loss.value).isfinite().all():
             self._diverged("validation", f"the end of epoch {self.epoch} on")
 
     def _diverged(self, which: str, since: str) -> None:
