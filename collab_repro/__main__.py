@@ -83,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code: 0, 2 after one clear line on stderr, 130 when interrupted."""
     args = parser().parse_args(argv)
     from filelock import FileLock, Timeout
+    from tqdm import tqdm
 
     from .command.ratings import ratings_for
 
@@ -90,7 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> None:
         ratings = ratings_for(args) if "data" in args else None
-        getattr(import_module(f"collab_repro.{module}"), function)(args, ratings)
+        with tqdm(desc="loading fastai", unit="epoch", disable=None, leave=False) as bar:
+            getattr(import_module(f"collab_repro.{module}"), function)(args, ratings, bar)
 
     if int(os.environ.get("RANK", 0)):  # under torchrun all processes train, and the first one reports
         with redirect_stdout(StringIO()), TemporaryDirectory() as out:

@@ -13,6 +13,21 @@ from .training import EPOCHS, LR, WD, curve, fit, learner
 
 Models = Sequence[Callable[..., nn.Module]]
 BOTH = (DotProductBias, DotProductBiasParams)
+COLUMNS = ["data", "model", "seed", "epoch", "train_loss", "valid_loss", "seconds"]
+
+
+def learners(
+    ratings: pd.DataFrame, models: Models = BOTH, seeds: Iterable[int] = range(3), **settings
+) -> dict[tuple[str, int], Learner]:
+    """A Learner for each (model's name, seed), paired: a seed's models share split and batches.
+
+    `settings` go to `learner` (bs, n_factors, y_range, split, init, order, column names). Raises
+    ValueError for models of the same name.
+    """
+    if len({m.__name__ for m in models}) < len(models):
+        raise ValueError(f"models need names that differ: {[m.__name__ for m in models]}")
+    seeds = list(seeds)
+    return {(m.__name__, s): learner(ratings, m, s, **settings) for m in models for s in seeds}
 
 
 def train(
@@ -22,19 +37,11 @@ def train(
     epochs: int = EPOCHS,
     lr: float = LR,
     wd: float = WD,
-    progress: Callable[[int], None] = lambda trained: None,
     **settings,
 ) -> dict[tuple[str, int], Learner]:
-    """A fitted Learner for each (model's name, seed), paired: a seed's models share split and batches.
-
-    `settings` go to `learner` (bs, n_factors, y_range, split, init, order, column names), `progress` to
-    `fit`. Raises ValueError for models of the same name.
-    """
-    if len({m.__name__ for m in models}) < len(models):
-        raise ValueError(f"models need names that differ: {[m.__name__ for m in models]}")
-    seeds = list(seeds)
-    learns = {(m.__name__, s): learner(ratings, m, s, **settings) for m in models for s in seeds}
-    fit(learns.values(), epochs, lr, wd, progress)
+    """`learners`, fitted."""
+    learns = learners(ratings, models, seeds, **settings)
+    fit(learns.values(), epochs, lr, wd)
     return learns
 
 
@@ -70,6 +77,19 @@ class SameStart:
     equal_tables: dict[str, bool]
     curves: pd.DataFrame
 
+    @classmethod
+    def of(cls, first: Learner, second: Learner, **labels) -> "SameStart":
+        """How two fitted Learners ended; `labels` become columns of the curves."""
+        losses = list(zip(first.recorder.losses, second.recorder.losses, strict=True))
+        ours, theirs = tables(first.model), tables(second.model)
+        each = (curve(ln, model=type(ln.model).__name__, **labels) for ln in (first, second))
+        return cls(
+            steps=len(losses),
+            equal_losses=sum(torch.equal(a, b) for a, b in losses),
+            equal_tables={name: torch.equal(t, theirs[name].reshape(t.shape)) for name, t in ours.items()},
+            curves=pd.concat(each, ignore_index=True)[COLUMNS],
+        )
+
     @property
     def identical(self) -> bool:
         return self.equal_losses == self.steps and all(self.equal_tables.values())
@@ -88,19 +108,10 @@ def same_start(
     epochs: int = EPOCHS,
     lr: float = LR,
     wd: float = WD,
-    progress: Callable[[int], None] = lambda trained: None,
     **settings,
 ) -> SameStart:
     """Train two models from the first one's initial weights on the same batches; compare bit by bit."""
-    learns = {(m.__name__, seed): learner(ratings, m, seed, **settings) for m in models}
-    first, second = learns.values()
+    first, second = learners(ratings, models, [seed], **settings).values()
     copy_weights(first.model, second.model)
-    fit([first, second], epochs, lr, wd, progress)
-    losses = list(zip(first.recorder.losses, second.recorder.losses, strict=True))
-    ours, theirs = tables(first.model), tables(second.model)
-    return SameStart(
-        steps=len(losses),
-        equal_losses=sum(torch.equal(a, b) for a, b in losses),
-        equal_tables={name: torch.equal(t, theirs[name].reshape(t.shape)) for name, t in ours.items()},
-        curves=curves_of(learns, data=ratings.attrs.get("name", "")),
-    )
+    fit([first, second], epochs, lr, wd)
+    return SameStart.of(first, second, data=ratings.attrs.get("name", ""), seed=seed)

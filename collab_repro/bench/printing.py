@@ -5,6 +5,7 @@ import platform
 
 import pandas as pd
 import torch
+from tqdm import tqdm
 
 from ..command.folder import ResultsError, draw
 from ..command.report import versions
@@ -19,11 +20,12 @@ def machine() -> str:
     return f"{model}, usable cores: {usable_cores()}, threads of PyTorch: {torch.get_num_threads()}"
 
 
-def bench_command(args: argparse.Namespace, ratings: pd.DataFrame) -> None:
+def bench_command(args: argparse.Namespace, ratings: pd.DataFrame, bar: tqdm) -> None:
     """Run `args.parts` (see `PARTS`) on `ratings`; tables go to `args.out` as bench-*.csv.
 
     `args.repeats` is how often the loops are timed. Raises `ResultsError` when no size could be trained.
     """
+    bar.close()
     print(f"{machine()}; {versions()}.")
     if "loops" in args.parts:
         timings = ways.loops(ratings, args.repeats)

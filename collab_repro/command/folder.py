@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from tqdm import tqdm
 
 from .. import plots
 from ..chapter import published
@@ -100,7 +101,8 @@ def save_figure(ax: Axes | Sequence[Axes], path: str | Path, dpi: int = 150) -> 
     write_whole(path, content.getvalue())
 
 
-def plots_command(args: argparse.Namespace, ratings: None) -> None:
+def plots_command(args: argparse.Namespace, ratings: None, bar: tqdm) -> None:
     """Draw all figures again from what `args.out` holds."""
+    bar.close()
     files = draw(args.out)
     print(f"Drew {', '.join(f.name for f in files)} in {args.out}")

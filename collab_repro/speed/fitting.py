@@ -85,7 +85,7 @@ def fit(
     cores, passes = usable_cores() if processes is None else processes, []
     for _, alike in groupby(plain, key=_kind):
         alike = list(alike)
-        most = min(max(1, MAX_WORK // work_of(alike[0])), max(MIN_PASS, -(-len(alike) // cores)))
+        most = min(max(1, MAX_WORK // work_of(alike[0])), max(MIN_PASS, -(-len(plain) // cores)))
         passes += [alike[at : at + most] for at in range(0, len(alike), most)]
     forked = cores > 1 and len(passes) > 1
 
