@@ -59,21 +59,22 @@ RUNS = {
     )
 }  # fmt: skip
 
-# The titles of the chapter's lists of movie biases: the five lowest, lowest first, and the five highest,
-# highest first, of DotProductBias, and the five highest of `collab_learner`.
+# The titles that the chapter lists by movie bias: lowest first, highest first.
 BIAS_LISTS = {
-    "lowest": (
-        "Children of the Corn: The Gathering (1996)", "Lawnmower Man 2: Beyond Cyberspace (1996)",
-        "Beautician and the Beast, The (1997)", "Crow: City of Angels, The (1996)", "Home Alone 3 (1997)",
-    ),
-    "highest": (
-        "L.A. Confidential (1997)", "Titanic (1997)", "Silence of the Lambs, The (1991)",
-        "Shawshank Redemption, The (1994)", "Star Wars (1977)",
-    ),
-    "highest, collab_learner": (
-        "Titanic (1997)", "Schindler's List (1993)", "Shawshank Redemption, The (1994)",
-        "L.A. Confidential (1997)", "Silence of the Lambs, The (1991)",
-    ),
+    "lowest": {
+        "DotProductBias": (
+            "Children of the Corn: The Gathering (1996)", "Lawnmower Man 2: Beyond Cyberspace (1996)",
+            "Beautician and the Beast, The (1997)", "Crow: City of Angels, The (1996)",
+            "Home Alone 3 (1997)"),
+    },
+    "highest": {
+        "DotProductBias": (
+            "L.A. Confidential (1997)", "Titanic (1997)", "Silence of the Lambs, The (1991)",
+            "Shawshank Redemption, The (1994)", "Star Wars (1977)"),
+        "collab_learner": (
+            "Titanic (1997)", "Schindler's List (1993)", "Shawshank Redemption, The (1994)",
+            "L.A. Confidential (1997)", "Silence of the Lambs, The (1991)"),
+    },
 }  # fmt: skip
 
 

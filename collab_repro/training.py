@@ -21,11 +21,9 @@ from torch import nn
 from .loader import BS, RatingsDL
 from .models import FROM_SIZES, N_FACTORS, Y_RANGE, DotProductBias, YRange
 from .sources import check_ratings
-from .speed import EPOCHS, LR, WD, FastLoop, FusedAdam, Stopwatch, fit
+from .speed import EPOCHS, LR, WD, FastLoop, FusedAdam, Stopwatch, fit  # noqa: F401
 
 RANDOM_STATE = threading.RLock()  # PyTorch's random state is one for all threads
-
-__all__ = ["BS", "EPOCHS", "LR", "WD", "FastLoop", "FusedAdam", "curve", "fit", "learner"]
 
 
 def learner(

@@ -55,7 +55,7 @@ def test_the_losses_on_the_real_ratings(real):
     assert own.between(0.80, 0.88).all()
     rise = real["mse"] - real["of"].map(own)
     assert (rise[real["outcome"] == "nothing changes"] == 0).all()
-    assert rise[real["outcome"] == "trains from elsewhere"].abs().max() < 0.01
+    assert rise[real["outcome"] == "same quality"].abs().max() < 0.01
     assert rise[real["outcome"].isin(["trains worse", "never trains", "silently wrong"])].min() > 0.015
 
 

@@ -15,12 +15,12 @@ import nbformat
 import pytest
 from test_notebooks import (
     NOTEBOOKS,
-    SMALL,
-    clone_on_path,
     code_cells,
     faults_in_outputs,
     figures,
     read,
+    readers_environment,
+    small,
     with_parameters,
 )
 
@@ -59,7 +59,7 @@ STATE = """() => {
 
 @pytest.fixture(scope="module")
 def tools():
-    "Chromium, Playwright and JupyterLab: without them a skip, or a failure where a browser is required."
+    """Chromium, Playwright and JupyterLab: without them a skip, or a failure where a browser is required."""
     missing = [name for name in ("playwright", "jupyterlab") if find_spec(name) is None]
     missing += [] if CHROMIUM else ["chromium"]
     if missing:
@@ -69,7 +69,7 @@ def tools():
 
 @pytest.fixture(scope="module")
 def lab(tools, tmp_path_factory):
-    "A JupyterLab of its own on a free port of this machine: its address and its folder of notebooks."
+    """A JupyterLab of its own on a free port of this machine: its address and its folder of notebooks."""
     folder, home = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("jupyter")
     for name, setting in SETTINGS.items():
         file = home / f"settings/@jupyterlab/{name}.jupyterlab-settings"
@@ -78,9 +78,7 @@ def lab(tools, tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    env = clone_on_path()
-    for name in ("MPLBACKEND", "PYTHONWARNINGS"):  # what a reader has not set
-        env.pop(name, None)
+    env = readers_environment()
     for what in ("CONFIG", "DATA", "RUNTIME"):
         env[f"JUPYTER_{what}_DIR"] = str(home / what.lower())
     env |= {
@@ -88,14 +86,14 @@ def lab(tools, tmp_path_factory):
         "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
         "IPYTHONDIR": str(home / "ipython"),
     }
-    options = (
+    options = [
         "--no-browser",
         "--allow-root",
         "--ip=127.0.0.1",
         f"--port={port}",
         "--ServerApp.port_retries=0",
-    )
-    options += (f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={folder}", "--LabApp.news_url=")
+    ]
+    options += [f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={folder}", "--LabApp.news_url="]
     log = home / "log"
     with log.open("w") as out:
         server = subprocess.Popen(
@@ -132,73 +130,82 @@ def browser(tools):
         browser.close()
 
 
-@pytest.fixture
-def artefacts(tmp_path):
-    "Where the screenshots go: the folder in COLLAB_REPRO_ARTEFACTS, or pytest's."
-    folder = Path(os.environ.get("COLLAB_REPRO_ARTEFACTS") or tmp_path)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def run_all(browser, address, name, screenshot, limit=240):
-    "Open a notebook, choose Run > Run All Cells, wait until the kernel is done: what the page then holds."
+def started(browser, address, name):
+    """A page with a notebook open, where Run > Run All Cells was chosen."""
     page = browser.new_context(viewport={"width": 1300, "height": 900}).new_page()
     page.set_default_timeout(60_000)
-    try:
-        page.goto(f"{address}/lab/workspaces/{Path(name).stem}/tree/{name}?token={TOKEN}", timeout=120_000)
-        page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
-        page.wait_for_function(READY, timeout=120_000)
-        assert page.query_selector("dialog") is None, page.inner_text("dialog")
-        page.click('.lm-MenuBar-item:has-text("Run")')
-        page.click('.lm-Menu-item[data-command="runmenu:run-all"]')
-        state, until = None, time.monotonic() + limit
-        while time.monotonic() < until:
-            page.wait_for_timeout(500)
-            state = page.evaluate(STATE)
-            if state["errors"] or all(prompt.strip("[]:").isdecimal() for prompt in state["prompts"]):
-                break
-        page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000)
-        page.wait_for_timeout(1000)  # the last figure is still on its way to the page
+    page.goto(f"{address}/lab/workspaces/{Path(name).stem}/tree/{name}?token={TOKEN}", timeout=120_000)
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
+    page.wait_for_function(READY, timeout=120_000)
+    assert page.query_selector("dialog") is None, page.inner_text("dialog")
+    page.click('.lm-MenuBar-item:has-text("Run")')
+    page.click('.lm-Menu-item[data-command="runmenu:run-all"]')
+    return page
+
+
+def finished(page, screenshot, limit=240):
+    """What the page holds once the kernel is done; saved, and photographed to `screenshot`-N.png."""
+    until = time.monotonic() + limit
+    while time.monotonic() < until:
+        page.wait_for_timeout(500)
         state = page.evaluate(STATE)
-        page.keyboard.press("Control+s")
-        page.set_viewport_size({"width": 1300, "height": min(state["height"] + 200, SHEET)})
-        for n, top in enumerate(range(0, state["height"] + 1, SHEET - 400)):
-            page.evaluate(f"document.querySelector('.jp-WindowedPanel-outer').scrollTop = {top}")
-            page.wait_for_timeout(1000)
-            page.screenshot(path=str(screenshot.with_stem(f"{screenshot.stem}-{n}")))
-        return state
-    finally:
-        page.context.close()
+        if state["errors"] or all(prompt.strip("[]:").isdecimal() for prompt in state["prompts"]):
+            break
+    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000)
+    page.wait_for_timeout(1000)  # the last figure is still on its way to the page
+    state = page.evaluate(STATE)
+    page.keyboard.press("Control+s")
+    page.set_viewport_size({"width": 1300, "height": min(state["height"] + 200, SHEET)})
+    for n, top in enumerate(range(0, state["height"] + 1, SHEET - 400)):
+        page.evaluate(f"document.querySelector('.jp-WindowedPanel-outer').scrollTop = {top}")
+        page.wait_for_timeout(300)
+        page.screenshot(path=str(screenshot.with_stem(f"{screenshot.stem}-{n}")))
+    page.context.close()
+    return state
 
 
 def chosen(number):
-    "The notebook of that number; the last one there is where it is missing."
+    """The notebook of that number; the last one there is where it is missing."""
     return next((file for file in NOTEBOOKS if file.name.startswith(number)), NOTEBOOKS[-1])
 
 
-@pytest.mark.parametrize("file", [chosen("01"), chosen("04")], ids=lambda file: file.stem[:2])
-def test_runs_in_jupyterlab(file, lab, browser, artefacts):
+SHOWN = [chosen("01"), chosen("04")]
+
+
+@pytest.fixture(scope="module")
+def seen(lab, browser, tmp_path_factory):
+    """Two notebooks and a broken one, run small side by side: what each page held, and its screenshot.
+
+    Screenshots go to the folder in COLLAB_REPRO_ARTEFACTS, or to pytest's.
+    """
     address, folder = lab
-    nb = with_parameters(read(file), **SMALL)
-    for cell in code_cells(nb):
-        cell.outputs, cell.execution_count = [], None
-    nbformat.write(nb, folder / file.name)
-    screenshot = artefacts / f"jupyterlab-{file.stem}.png"
-    state = run_all(browser, address, file.name, screenshot)
+    artefacts = Path(os.environ.get("COLLAB_REPRO_ARTEFACTS") or tmp_path_factory.mktemp("artefacts"))
+    artefacts.mkdir(parents=True, exist_ok=True)
+    notebooks = {file.stem: with_parameters(read(file), **small(folder)) for file in SHOWN}
+    cells = [nbformat.v4.new_code_cell("1 / 0"), nbformat.v4.new_code_cell("2")]
+    notebooks["broken"] = nbformat.v4.new_notebook(cells=cells, metadata=read(NOTEBOOKS[0]).metadata)
+    pages = {}
+    for name, nb in notebooks.items():
+        for cell in code_cells(nb):
+            cell.outputs, cell.execution_count = [], None
+        nbformat.write(nb, folder / f"{name}.ipynb")
+        pages[name] = started(browser, address, f"{name}.ipynb"), artefacts / f"jupyterlab-{name}.png"
+    return {name: (finished(page, screenshot), screenshot) for name, (page, screenshot) in pages.items()}
+
+
+@pytest.mark.parametrize("file", SHOWN, ids=lambda file: file.stem[:2])
+def test_runs_in_jupyterlab(file, lab, seen):
+    state, screenshot = seen[file.stem]
+    saved = read(lab[1] / file.name)  # as Ctrl+S left it
     assert state["errors"] == [], screenshot
-    assert state["prompts"] == [f"[{n}]:" for n in range(1, len(code_cells(nb)) + 1)], screenshot
+    assert state["prompts"] == [f"[{n}]:" for n in range(1, len(code_cells(saved)) + 1)], screenshot
     assert state["kernel"] == "idle" and state["figures"] and all(state["figures"]), screenshot
     assert screenshot.with_stem(f"{screenshot.stem}-0").stat().st_size > 20_000
-    saved = read(folder / file.name)  # as Ctrl+S left it
     assert faults_in_outputs(saved) == []
     assert len(state["figures"]) >= len(figures(saved)) > 0
 
 
-def test_an_error_is_seen(lab, browser, artefacts):
-    "The check can fail: a notebook with an error in it."
-    address, folder = lab
-    cells = [nbformat.v4.new_code_cell("1 / 0"), nbformat.v4.new_code_cell("2")]
-    broken = nbformat.v4.new_notebook(cells=cells, metadata=read(NOTEBOOKS[0]).metadata)
-    nbformat.write(broken, folder / "broken.ipynb")
-    state = run_all(browser, address, "broken.ipynb", artefacts / "jupyterlab-broken.png")
+def test_an_error_is_seen(seen):
+    """The check can fail: a notebook with an error in it."""
+    state, _ = seen["broken"]
     assert "ZeroDivisionError" in state["errors"][0] and not state["figures"]

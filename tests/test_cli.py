@@ -87,8 +87,8 @@ MISTAKES = {
     "no such file": (["--data", "nowhere.csv"], "nowhere.csv"),
     "no seeds": (["--seeds", "0"], "'0' is not a whole number from 1 on"),
     "no epochs": (["--epochs", "-1"], "'-1' is not a whole number from 1 on"),
-    "no such run": (["chapter", "--runs", "4,9"], "'4,9' is not a list like 1,4,5"),
-    "no such part": (["bench", "--parts", "loops,all"], "'loops,all' is not a list of loops,main"),
+    "no such run": (["chapter", "--runs", "4,9"], "'4,9' is not a list"),
+    "no such part": (["bench", "--parts", "loops,all"], "'loops,all' is not a list"),
     "no such title": (["--data", "OWN", "--title", "Film 12 (1900)"], "did you mean"),
     "nothing to plot": (["plots"], "holds no curves.csv"),
 }

@@ -236,9 +236,12 @@ class TestKept:
         assert "GroupLens" in load_ratings().attrs["source"]
         assert left(small.archives) == ["ml-100k.zip"]
 
-    def test_fastai_finds_the_archive_and_we_find_what_it_unpacked(self, small, tmp_path, monkeypatch):
-        text = f"[DEFAULT]\ndata = {tmp_path}/elsewhere\narchive = kept\nstorage = tmp\nmodel = models\n"
-        unpack({"config.ini": text.encode()}, small.home)
+    @pytest.mark.filterwarnings("ignore:unclosed file.*config.ini:ResourceWarning")  # fastcore's
+    @pytest.mark.parametrize(("data", "kept"), [("data", "archive"), ("elsewhere", "kept")])
+    def test_fastai_finds_the_archive_and_we_find_what_it_unpacked(self, small, monkeypatch, data, kept):
+        if kept == "kept":
+            text = f"[DEFAULT]\ndata = {data}\narchive = {kept}\nstorage = tmp\nmodel = models\n"
+            unpack({"config.ini": text.encode()}, small.home)
         small.routes(GROUPLENS=None)
         load_ratings()
         assert URLs.ML_100k == movielens.URL
@@ -246,9 +249,9 @@ class TestKept:
         fastai_cfg.cache_clear()
         folder = untar_data(URLs.ML_100k)
         fastai_cfg.cache_clear()
-        assert folder == tmp_path / "elsewhere" / "ml-100k"
+        assert folder == small.home / data / "ml-100k"
         assert (folder / "u.data").read_bytes() == small.files["u.data"]
-        (small.home / "kept" / "ml-100k.zip").unlink()
+        (small.home / kept / "ml-100k.zip").unlink()
         ratings = load_ratings()
         same(ratings, small.ratings)
         assert ratings.attrs["source"] == "MovieLens 100K, unpacked by fastai"

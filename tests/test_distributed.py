@@ -1,4 +1,7 @@
-"""Two processes on gloo and CPU: together they are one process with twice the batch."""
+"""Two processes on gloo and CPU: together they are one process with twice the batch.
+
+One `torchrun` serves both tests: a process takes longer to import what it needs than to train.
+"""
 
 import json
 import os
@@ -8,11 +11,13 @@ import sys
 import pytest
 import torch
 
+from collab_repro import DotProductBias, DotProductBiasParams, fit, learner
+from collab_repro.models import tables
+
 pytest.importorskip("accelerate", reason="fastai trains distributed through Accelerate")
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 SCRIPT = """
-import atexit, json, os, sys, warnings
+import atexit, json, os, runpy, sys, warnings
 from pathlib import Path
 warnings.simplefilter("ignore")
 import torch
@@ -24,52 +29,61 @@ def the_group_is_closed():  # registered first, so it runs last: gloo's threads 
         print("gloo is left running", file=sys.stderr, flush=True)
         os._exit(3)
 
+import pandas as pd
 from fastai.torch_core import rank_distrib
-from collab_repro import DotProductBias, DotProductBiasParams, fit, learner, planted_ratings
+from collab_repro import DotProductBias, DotProductBiasParams, RatingsDL, fit, learner
 from collab_repro.models import tables
 
-torch.set_num_threads(1)
-ratings, _ = planted_ratings(n_users=120, n_movies=90, n_ratings=4000, n_factors=3, seed=1)
-bs, file = int(sys.argv[1]), sys.argv[2]
-learns = [learner(ratings, model, seed=3, bs=bs) for model in (DotProductBias, DotProductBiasParams)]
+ratings = pd.read_csv("ratings.csv")
+learns = [learner(ratings, model, seed=3, bs=32) for model in (DotProductBias, DotProductBiasParams)]
 fit(learns, epochs=2)
 if rank_distrib() == 0:
-    torch.save([{k: v.detach() for k, v in tables(ln.model).items()} for ln in learns], file)
-    print(json.dumps([[list(map(float, row)) for row in ln.recorder.values] for ln in learns]))
-    assert all(ln.dls.train.world_size == 1 for ln in learns), "the loaders were not handed back"
+    torch.save([{k: v.detach() for k, v in tables(ln.model).items()} for ln in learns], "tables.pt")
+    values = [[list(map(float, row)) for row in ln.recorder.values] for ln in learns]
+    loaders = [(type(dl) is RatingsDL, dl.epoch_no) for ln in learns for dl in ln.dls]
+    Path("fitted.json").write_text(json.dumps([values, loaders]))
+
+sys.argv = ["collab_repro", "--data", "ratings.csv", "--seeds", "1", "--epochs", "1", "--out", "out"]
+runpy.run_module("collab_repro", run_name="__main__", alter_sys=True)
 """
 
 
-def run(tmp_path, processes: int, bs: int):
-    script, file = tmp_path / "train.py", tmp_path / f"tables-{processes}.pt"
-    script.write_text(SCRIPT)
-    launch = [*TORCHRUN, f"--nproc_per_node={processes}"] if processes > 1 else [sys.executable]
+@pytest.fixture(scope="module")
+def torchrun(few, tmp_path_factory):
+    """The folder in which two processes have trained two models and run the main command, and its output."""
+    folder = tmp_path_factory.mktemp("torchrun")
+    (folder / "train.py").write_text(SCRIPT)
+    few.to_csv(folder / "ratings.csv", index=False)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "train.py",
+    ]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
-    done = subprocess.run(
-        [*launch, str(script), str(bs), str(file)], capture_output=True, text=True, env=env, timeout=300
-    )
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=folder, timeout=300)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout), torch.load(file, weights_only=True)
+    return folder, done.stdout
 
 
-def test_two_processes_end_where_one_with_twice_the_batch_ends(tmp_path):
-    one, one_tables = run(tmp_path, 1, 64)
-    two, two_tables = run(tmp_path, 2, 32)
-    assert torch.allclose(torch.tensor(one), torch.tensor(two), atol=1e-6)
-    for ours, theirs in zip(one_tables, two_tables, strict=True):
-        for name, table in ours.items():
+def test_two_processes_end_where_one_with_twice_the_batch_ends(torchrun, few):
+    learns = [learner(few, model, seed=3, bs=64) for model in (DotProductBias, DotProductBiasParams)]
+    fit(learns, epochs=2)
+    values, loaders = json.loads((torchrun[0] / "fitted.json").read_text())
+    assert torch.allclose(
+        torch.tensor(values), torch.tensor([ln.recorder.values for ln in learns]), atol=1e-6
+    )
+    assert loaders == [[True, 2]] * 4, "the loaders were not handed back as after two epochs"
+    for theirs, learn in zip(torch.load(torchrun[0] / "tables.pt"), learns, strict=True):
+        for name, table in tables(learn.model).items():
             assert torch.allclose(table, theirs[name], atol=1e-6), name
-    assert not torch.allclose(one_tables[0]["movie_bias"].view(-1), one_tables[1]["movie_bias"], atol=1e-4)
+    biases = [tables(learn.model)["movie_bias"].view(-1) for learn in learns]
+    assert not torch.allclose(*biases, atol=1e-4)
 
 
-def test_the_main_command_runs_under_torchrun_and_tells_once(tmp_path, planted):
-    planted.to_csv(tmp_path / "mine.csv", index=False)
-    command = [*TORCHRUN, "--nproc_per_node=2", "-m", "collab_repro"]
-    command += ["--data", str(tmp_path / "mine.csv"), "--seeds", "2", "--epochs", "1"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, env=env, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("# fastbook chapter 8") == 1
-    assert (tmp_path / "out" / "curves.png").exists()
+def test_the_main_command_runs_under_torchrun_and_tells_once(torchrun):
+    folder, output = torchrun
+    assert output.count("# fastbook chapter 8") == 1
+    assert (folder / "out" / "curves.png").exists()

@@ -1,5 +1,7 @@
 """Four routes to a row and one derivative: the claims of nbs/01_why_embeddings, asserted."""
 
+import warnings
+
 import fastai.optimizer
 import numpy as np
 import pytest
@@ -14,11 +16,13 @@ from collab_repro.evidence.lookups import (
     LOOKUPS,
     WAYS,
     GatherScatter,
+    attempt,
     cost,
     draws,
     gradient,
     megabytes,
     one_hot,
+    repeats,
 )
 from collab_repro.models import DotProductBias, DotProductBiasParams, copy_weights, tables
 from collab_repro.training import FusedAdam, learner
@@ -320,3 +324,64 @@ def test_deterministic_algorithms_bring_large_batches_back(two_threads):
 def test_the_installed_documentation_lists_embedding_on_cuda():
     listed = " ".join(torch.use_deterministic_algorithms.__doc__.split())
     assert ":class:`torch.nn.Embedding` when attempting to differentiate a CUDA tensor" in listed
+
+
+def test_repeats_counts_different_gradients(monkeypatch):
+    threads = torch.get_num_threads()
+    found = repeats(bs=(64, 512), times=3)
+    assert list(found.columns) == ["threads", "deterministic", "bs", "lookup", "different", "apart"]
+    assert len(found) == 3 * 2 * 3 and set(zip(found["threads"], found["deterministic"], strict=True)) == {
+        (1, False),
+        (2, False),
+        (2, True),
+    }
+    assert (found["different"] == 1).all() and (found["apart"] == 0).all()  # batches this small
+    calls = iter(range(1, 1000))
+    monkeypatch.setitem(LOOKUPS, "noisy", lambda table, idx: table[idx] * (1 + next(calls) / 100))
+    noisy = repeats(bs=(8,), times=4, lookups=["noisy"])
+    assert (noisy["different"] == 4).all() and (noisy["apart"] > 0.01).all()
+    assert torch.get_num_threads() == threads and not torch.are_deterministic_algorithms_enabled()
+
+
+def test_repeats_restores_the_settings_when_a_lookup_fails(monkeypatch):
+    def fails(table, idx):
+        assert torch.get_num_threads() == 1
+        raise ValueError("no")
+
+    threads = torch.get_num_threads()
+    monkeypatch.setitem(LOOKUPS, "fails", fails)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.raises(ValueError, match="no"):
+            repeats(bs=(8,), lookups=["fails"])
+        assert torch.are_deterministic_algorithms_enabled() and torch.get_num_threads() == threads
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def raising(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("fn", "said"),
+    [
+        (lambda: torch.zeros(1, 3), "1 row"),
+        (lambda: torch.zeros(5, 3), "5 rows"),
+        (lambda: torch.zeros(5), "shape (5,)"),
+        (lambda: "takes it", "takes it"),
+        (lambda: None, "None"),
+        (lambda: raising(IndexError("too big\nat row 5")), "IndexError: too big"),
+        (lambda: raising(KeyError()), "KeyError: "),
+        (lambda: [warnings.warn("soon gone", UserWarning, stacklevel=1), 3][1], "3, with a warning"),
+        (lambda: "x" * 200, "x" * 100),
+        (lambda: raising(ValueError("x" * 200)), "ValueError: " + "x" * 88),
+    ],
+)
+def test_attempt_says_what_a_call_returns_or_raises(fn, said):
+    assert attempt(fn) == said  # and no warning gets out, which would be an error here
+
+
+def test_attempt_lets_go_through_what_is_no_error():
+    with pytest.raises(KeyboardInterrupt):
+        attempt(lambda: raising(KeyboardInterrupt()))

@@ -5,7 +5,7 @@ import copy
 import html
 import os
 import re
-import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,17 +13,17 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from collab_repro.compare import curves, same_start, train
-from collab_repro.interpret import movie_bias
+from collab_repro import movie_bias, planted_ratings, same_start
+from collab_repro.comparison import curves_of, train
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
-SMALL = {"data": "synthetic", "seeds": 2, "splits": 2, "epochs": 1, "table_rows": (1_000, 10_000)}
 # Committed outputs against a full run on another machine: losses move in the third decimal.
 RELATIVE, ABSOLUTE = 0.01, 0.005
 VARIES = "varies"  # the tag of a cell whose numbers are times, or differ between two runs
 DRAWING = {"bar", "barh", "boxplot", "contour", "errorbar", "fill_between", "hist", "imshow", "pcolormesh"}
 DRAWING |= {"pie", "plot", "scatter", "stem", "violinplot"}
+FIGURES = {"collab_repro", "collab_repro.plots", "collab_repro.evidence.figures"}  # where they come from
 PATHS = re.compile(
     r"(?<![\w.:/-])/(?:Users|content|home|mnt|opt|private|root|srv|tmp|usr|var|work)/|[A-Z]:\\"
 )
@@ -40,13 +40,31 @@ def code_cells(nb):
 
 
 def parameters(nb):
-    "The cell tagged `parameters`."
+    """The cell tagged `parameters`."""
     (cell,) = (cell for cell in code_cells(nb) if "parameters" in cell.metadata.get("tags", []))
     return cell
 
 
+def setup_cell(nb):
+    """The cell that makes the package importable."""
+    (cell,) = (cell for cell in code_cells(nb) if "%pip install" in cell.source)
+    return cell
+
+
+def tree(cell):
+    """The syntax tree of a code cell, without IPython's magics."""
+    return ast.parse(re.sub(r"(?m)^%.*", "", cell.source))
+
+
+def small(folder):
+    """Parameters for a run that takes seconds, with a file of few ratings written into `folder`."""
+    planted_ratings(n_users=200, n_movies=150, n_ratings=8_000)[0].to_csv(folder / "small.csv", index=False)
+    few = {"table_rows": (1_000, 10_000), "batch_sizes": (64, 1_024)}
+    return {"data": "small.csv", "seeds": 2, "splits": 2, "epochs": 1, **few}
+
+
 def with_parameters(nb, **values):
-    "A copy of the notebook with `values` for those of its parameters that it has; the others stay."
+    """A copy of the notebook with `values` for those of its parameters that it has; the others stay."""
     nb = copy.deepcopy(nb)
     cell = parameters(nb)
     lines = cell.source.splitlines()
@@ -59,30 +77,24 @@ def with_parameters(nb, **values):
     return nb
 
 
-def execute(nb, folder, env=None, kernel="python3"):
-    "A copy of the notebook, run by nbclient in `folder` as Jupyter would: figures inline."
+def execute(nb, folder):
+    """A copy of the notebook, run by nbclient in `folder` as Jupyter would: figures inline."""
     nb = copy.deepcopy(nb)
     for cell in code_cells(nb):
         cell.outputs, cell.execution_count = [], None
-    env = dict(os.environ if env is None else env)
-    for name in ("MPLBACKEND", "PYTHONWARNINGS"):  # what a reader has not set
-        env.pop(name, None)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the Jupyter machinery; the kernel has its own filters
-        client = NotebookClient(
-            nb, timeout=1800, kernel_name=kernel, resources={"metadata": {"path": str(folder)}}
-        )
-        client.execute(env=env)
+    place = {"metadata": {"path": str(folder)}}
+    NotebookClient(nb, timeout=1800, resources=place).execute(env=readers_environment())
     return nb
 
 
-def clone_on_path():
-    "This environment with the clone in front of the path, whatever is installed."
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+def readers_environment():
+    """This environment without what a reader has not set, and with the clone in front of the path."""
+    env = {key: value for key, value in os.environ.items() if key not in ("MPLBACKEND", "PYTHONWARNINGS")}
+    return env | {"PYTHONPATH": os.pathsep.join([str(ROOT), env.get("PYTHONPATH", "")])}
 
 
 def texts(cell):
-    "What a cell shows in words: printed text, and results; of styled tables the cells, of others the text."
+    """What a cell shows in words: printed text and results; of a styled table its cells."""
     for output in cell.outputs:
         if output.output_type == "stream":
             yield output.text
@@ -99,7 +111,7 @@ def figures(nb):
 
 
 def faults_in_outputs(nb):
-    "What committed outputs must not hold: a list of sentences, empty for a clean notebook."
+    """What committed outputs must not hold: a list of sentences, empty for a clean notebook."""
     found = []
     for n, cell in enumerate(code_cells(nb), 1):
         if cell.execution_count != n:
@@ -157,17 +169,20 @@ def test_form(file):
     assert len(re.findall(r"(?m)^- ", opening.source)) >= 3, "the opening lists what the notebook shows"
 
     code = code_cells(nb)
-    assert code[0].source == code_cells(read(NOTEBOOKS[0]))[0].source, "the set-up cell is the same in all"
-    assert re.search(r'(?m)^REPOSITORY = ""', code[0].source), "no made-up address"
-    assert code[1] is parameters(nb)
-    names = [node.targets[0].id for node in ast.parse(code[1].source).body]
-    assert names[0] == "data" and ast.literal_eval(ast.parse(code[1].source).body[0].value) == "ml-100k"
+    first = code.index(setup := setup_cell(nb))
+    assert setup.source == setup_cell(read(NOTEBOOKS[0])).source, "the set-up cell is the same in all"
+    assert len([line for line in setup.source.splitlines() if line]) <= 3 and first <= 1
+    assert "# %pip install -q git+https://<" in setup.source, "no made-up address"
+    assert code[first + 1] is parameters(nb)
+    assigned = tree(parameters(nb)).body
+    names = [node.targets[0].id for node in assigned]
+    assert names[0] == "data" and ast.literal_eval(assigned[0].value) == "ml-100k"
     assert {"seeds", "splits", "epochs"} & set(names)
 
 
 @each
 def test_links(file):
-    "The last cell leads to the next notebook, and no cell leads nowhere."
+    """The last cell leads to the next notebook, and no cell leads nowhere."""
     nb = read(file)
     last = nb.cells[-1]
     assert last.cell_type == "markdown"
@@ -184,7 +199,7 @@ def test_links(file):
 def test_committed_outputs_are_clean(file):
     nb = read(file)
     assert faults_in_outputs(nb) == []
-    opening = "\n".join(text for cell in code_cells(nb)[:3] for text in texts(cell))
+    opening = "\n".join(text for cell in code_cells(nb)[:4] for text in texts(cell))
     assert re.search(r"fastai \d", opening) and re.search(r"torch \d", opening), "versions are printed"
     assert "data: MovieLens 100K" in opening, "the outputs come from the real ratings"
 
@@ -195,35 +210,52 @@ def test_figures_are_the_packages(file):
     assert figures(nb)
     imported = False
     for cell in code_cells(nb):
-        nodes = list(ast.walk(ast.parse(cell.source)))
-        imported |= any(isinstance(n, ast.ImportFrom) and n.module == "collab_repro.plots" for n in nodes)
+        nodes = list(ast.walk(tree(cell)))
+        ours = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module in FIGURES]
+        imported |= any(alias.name.startswith("plot_") for node in ours for alias in node.names)
         calls = [node.func for node in nodes if isinstance(node, ast.Call)]
         by_hand = [f for f in calls if isinstance(f, ast.Attribute) and f.attr in DRAWING]
         assert not by_hand or any(isinstance(f, ast.Name) and f.id.startswith("plot_") for f in calls), (
             "a mark may be added to a figure of the package, not a figure made: " + ast.unparse(by_hand[0])
         )
         assert not [f for f in by_hand if ast.unparse(f.value) == "plt"]
-    assert imported, "imports its figures from collab_repro.plots"
+    assert imported, "imports its figures from the package"
+
+
+@pytest.fixture(scope="module")
+def small_runs(request, tmp_path_factory):
+    """The notebooks whose tests were chosen, run small in folders of their own, two at a time."""
+    tests = (item for item in request.session.items if item.originalname == "test_runs_small")
+
+    def run(file):
+        folder = tmp_path_factory.mktemp(file.stem)
+        return execute(with_parameters(read(file), **small(folder)), folder)
+
+    with ThreadPoolExecutor(2) as pool:
+        return {file: pool.submit(run, file) for file in (test.callspec.params["file"] for test in tests)}
 
 
 @each
-def test_runs_small(file, tmp_path):
-    nb = execute(with_parameters(read(file), **SMALL), tmp_path, clone_on_path())
+@pytest.mark.filterwarnings("ignore")  # of the Jupyter machinery; the kernels have their own filters
+def test_runs_small(file, small_runs):
+    nb = small_runs[file].result()
     assert faults_in_outputs(nb) == []
-    assert "synthetic" in "\n".join(text for cell in code_cells(nb)[:3] for text in texts(cell))
+    assert "small.csv, 8,000 ratings" in "\n".join(
+        text for cell in code_cells(nb)[:4] for text in texts(cell)
+    )
     assert figures(nb)
 
 
 @pytest.fixture(scope="module")
 def headlines(ml100k):
-    "What the package computes today: three seeds of both models, and both from copied weights."
+    """What the package computes today: three seeds of both models, and both from copied weights."""
     learns = train(ml100k, seeds=range(3))
     bias = {name: movie_bias(learn) for (name, seed), learn in learns.items() if seed == 0}
-    return curves(learns), same_start(ml100k), bias
+    return curves_of(learns), same_start(ml100k), bias
 
 
 def shown(number, part):
-    "The text outputs of the cells of one notebook whose source holds `part`."
+    """The text outputs of the cells of one notebook whose source holds `part`."""
     (file,) = (file for file in NOTEBOOKS if file.stem.startswith(number))
     cells = [cell for cell in code_cells(read(file)) if part in cell.source]
     assert cells, f"{file.name} has no cell with {part}"
@@ -244,7 +276,7 @@ N = r"\s+(-?\d*\.\d+)"
 
 
 def check_headlines(number, headlines, shown=shown):
-    "The committed outputs of one notebook against what `headlines` found."
+    """The committed outputs of one notebook against what `headlines` found."""
     losses, same, bias = headlines
     last = losses[losses["epoch"] == 4].groupby("model")[["train_loss", "valid_loss"]].agg(["mean", "std"])
     means = last.loc["DotProductBias"].xs("mean", level=1).tolist()
@@ -283,7 +315,7 @@ def test_committed_headlines_are_what_the_package_computes(number, headlines):
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_the_headline_check_can_fail(number, headlines):
-    "With other findings, and with a doctored notebook."
+    """With other findings, and with a doctored notebook."""
     losses, same, bias = headlines
     others = (
         losses.assign(train_loss=losses["train_loss"] * 1.02, valid_loss=losses["valid_loss"] * 1.02),
@@ -303,11 +335,12 @@ def test_the_headline_check_can_fail(number, headlines):
 WHOLE = NOTEBOOKS if os.environ.get("COLLAB_REPRO_ALL_NOTEBOOKS") else []
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("file", WHOLE, ids=lambda file: file.stem[:2])
 def test_committed_outputs_are_what_comes_out(file, tmp_path, ml100k):
-    "Every notebook run in full, where COLLAB_REPRO_ALL_NOTEBOOKS is set: it takes a quarter of an hour."
+    """Every notebook run in full, where COLLAB_REPRO_ALL_NOTEBOOKS is set: it takes a quarter of an hour."""
     committed = read(file)
-    fresh = execute(committed, tmp_path, clone_on_path())
+    fresh = execute(committed, tmp_path)
     assert faults_in_outputs(fresh) == []
     assert drift(committed, fresh) == []
     assert len(figures(committed)) == len(figures(fresh))

@@ -23,7 +23,7 @@ from .lookups import GatherScatter
 
 OUTCOMES = {
     "nothing changes": "same seed: all losses and final tables equal the unchanged model's to the bit",
-    "trains from elsewhere": "the initial weights differ, the validation MSE is the same within .02",
+    "same quality": "the initial weights differ, the validation MSE is the same within .02",
     "trains worse": "the initial weights differ, the validation MSE is higher by more than .02",
     "never trains": "a table ends as it began",
     "silently wrong": "the loss of a batch is not the mean of its rows' losses: rows get mixed, no error",
@@ -129,9 +129,9 @@ CHANGES = (
     Change("the backward written by hand (GatherScatter)", P, own_backward, "nothing changes"),
     Change("biases (n, 1) and keepdim, both", P, partial(columns, keepdim=True), "nothing changes"),
     Change("call replaced by brackets on .weight", E, weight_brackets, "nothing changes"),
-    Change("init cut at two sd, as Embedding's", P, cut, "trains from elsewhere"),
-    Change("every table drawn twice, as Embedding's", P, twice, "trains from elsewhere"),
-    Change("init not cut, as create_params'", E, partial(redrawn, sd=0.01), "trains from elsewhere"),
+    Change("init cut at two sd, as Embedding's", P, cut, "same quality"),
+    Change("every table drawn twice, as Embedding's", P, twice, "same quality"),
+    Change("init not cut, as create_params'", E, partial(redrawn, sd=0.01), "same quality"),
     Change("nn.Embedding with its own init, N(0, 1)", E, partial(redrawn, sd=1), "trains worse"),
     Change("movie factors a bare tensor", P, bare_factors, "never trains"),
     Change("biases (n, 1), no keepdim, MSE by hand", P, columns, "silently wrong", mse),
@@ -246,7 +246,7 @@ def _outcome(runs: list[_Run], unchanged: list[_Run]) -> str:
     if all(map(_same, runs, unchanged)):
         return "nothing changes"
     worse = _losses(runs)[1] - _losses(unchanged)[1] > 0.02
-    return "trains worse" if worse else "trains from elsewhere"
+    return "trains worse" if worse else "same quality"
 
 
 def _same(run: _Run, other: _Run) -> bool:

@@ -23,7 +23,7 @@ def plot_neighbours(near: pd.DataFrame, title: str = "", ax: Axes | None = None,
     measure = {"cosine": "cosine similarity", "euclidean": "Euclidean distance"}.get(by, by)
     ax = plt.subplots(figsize=(7, 1.2 + 0.25 * len(near)))[1] if ax is None else ax
     at = np.arange(len(near))
-    ax.hlines(at, 0, near[by], color="0.8", linewidth=1)
+    ax.hlines(at, 0, near[by], color="0.6", linewidth=1)
     ax.plot(near[by], at, color=looks.INK, marker="o", markersize=5, linestyle="")
     for y, (value, count) in enumerate(zip(near[by], near["n_ratings"], strict=True)):
         small = {"color": looks.GREY, "fontsize": 7, "va": "center"} | looks.OFFSET
@@ -62,7 +62,7 @@ def plot_bias_vs_mean(
     far = both.loc[off if len(off) <= n else [*off[: n // 2], *off[len(off) - (n + 1) // 2 :]]]
     ax = plt.subplots(figsize=(8, 6))[1] if ax is None else ax
     size = 8 if n_ratings is None else 3 + 60 * both["n"] / both["n"].max()
-    ax.scatter(both["mean"], both["bias"], s=size, color="0.7", edgecolor="white", linewidth=0.3)
+    ax.scatter(both["mean"], both["bias"], s=size, color="0.6", edgecolor="white", linewidth=0.3)
     ends = both["mean"].agg(["min", "max"])
     ax.plot(ends, at_zero + slope * ends, color=looks.GREY, linewidth=0.8)
     ax.plot(far["mean"], far["bias"], color=looks.INK, marker="o", markersize=4, linestyle="")
@@ -91,12 +91,12 @@ def plot_chapter(
         colour, _, marker, _ = looks.look_of(model)
         for loss, line in (("train_loss", (0, (1, 0.7))), ("valid_loss", "-")):
             wide = ours.pivot(index="epoch", columns="split", values=loss)
-            panel.plot(wide, color=colour, linewidth=0.6, alpha=0.5)
+            panel.plot(wide, color=colour, linewidth=0.8, alpha=0.7)
             panel.plot(wide.mean(axis=1), color=colour, linestyle=line, linewidth=2)
             panel.plot(book["epoch"], book[loss], color="black", marker=marker, markersize=5, **looks.HOLLOW)
         final, printed = ours.loc[ours["epoch"] == ours["epoch"].max(), "valid_loss"], book["valid_loss"]
         ends = f"{final.mean():.3f} ± {final.std():.3f}, book {printed.iloc[-1]:.3f}"
-        panel.text(0.03, 0.04, f"validation ends at\n{ends}", transform=panel.transAxes, fontsize=7)
+        panel.text(0.03, 0.04, f"validation ends at\n{ends}", transform=panel.transAxes, fontsize=8)
         panel.set_title(textwrap.fill(f"{run}. {book['name'].iloc[0]}", 30))
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     for panel in axes[len(runs) :]:
@@ -105,7 +105,7 @@ def plot_chapter(
     plt.setp(np.atleast_2d(ax)[-1], xlabel="epoch")
     key = "solid: validation, dotted: training (smoothed), hollow: the book"
     text = f"{key}; {source or looks.about(chapter, 'split')}"
-    looks.root(axes[0]).supxlabel(text, x=0.99, ha="right", fontsize=7, color=looks.GREY)
+    looks.root(axes[0]).supxlabel(text, x=0.99, ha="right", fontsize=8, color=looks.GREY)
     return ax
 
 

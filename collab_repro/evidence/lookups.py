@@ -4,7 +4,9 @@ A table is (n, k), the wanted rows are `idx` (bs,) int64, and the result is (bs,
 """
 
 import time
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import product
 from statistics import median
 
@@ -57,6 +59,24 @@ def gradient(lookup: Lookup, table: Tensor, idx: Tensor, upstream: Tensor) -> Te
     return torch.autograd.grad(lookup(leaf, idx), leaf, upstream)[0]
 
 
+def attempt(fn: Callable[[], object], width: int = 100) -> str:
+    """What `fn()` returns or raises, in one line of at most `width` characters.
+
+    A tensor is described: (n, k) by its number of rows, any other by its shape. An error is given as its
+    class and the first line of its message. Warnings are caught, and mentioned.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            result = fn()
+        except Exception as error:
+            return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"[:width]
+    if isinstance(result, Tensor):
+        rows = f"{len(result)} row{'s' * (len(result) != 1)}" if result.ndim == 2 else ""
+        result = rows or f"shape {tuple(result.shape)}"
+    return f"{result}, with a warning"[:width] if caught else str(result)[:width]
+
+
 class _DrawCounter(TorchDispatchMode):
     def __init__(self):
         super().__init__()
@@ -81,6 +101,7 @@ def draws(fn: Callable[[], object]) -> list[int]:
 WAYS = {
     "Embedding": (LOOKUPS["Embedding"], torch.optim.Adam, {"fused": True}),
     "index": (LOOKUPS["table[idx]"], torch.optim.Adam, {"fused": True}),
+    "index_select": (LOOKUPS["index_select"], torch.optim.Adam, {"fused": True}),
     "Embedding, sparse": (lambda t, i: F.embedding(i, t, sparse=True), torch.optim.SparseAdam, {}),
     "one-hot": (one_hot, torch.optim.Adam, {"fused": True}),
 }
@@ -106,11 +127,12 @@ def cost(
     repeats: int = 5,
     ways: Iterable[str] = tuple(WAYS),
     seed: int = 0,
+    spend: float = 1 / 3,
 ) -> pd.DataFrame:
     """Time forward pass, backward pass and optimizer step for tables of several sizes, on one thread.
 
     Columns: way, rows, seconds (per step), megabytes, note. A time is the median of at least `repeats`
-    steps, and of as many as fit in a third of a second, after two steps to warm up. A step that would
+    steps, and of as many as fit in `spend` seconds, after two steps to warm up. A step that would
     need more than `limit` megabytes is skipped: its seconds are NaN, and note says why.
     """
     threads = torch.get_num_threads()
@@ -121,21 +143,21 @@ def cost(
             size = megabytes(way, n, n_factors, bs)
             fits = size <= limit
             note = "" if fits else f"not run: would hold {size:,.0f} MB, the limit is {limit:,.0f}"
-            seconds = _seconds(way, n, n_factors, bs, repeats, seed) if fits else float("nan")
+            seconds = _seconds(way, n, n_factors, bs, repeats, seed, spend) if fits else float("nan")
             steps.append((way, n, seconds, size, note))
     finally:
         torch.set_num_threads(threads)
     return pd.DataFrame(steps, columns=["way", "rows", "seconds", "megabytes", "note"])
 
 
-def _seconds(way: str, rows: int, n_factors: int, bs: int, repeats: int, seed: int) -> float:
+def _seconds(way: str, rows: int, n_factors: int, bs: int, repeats: int, seed: int, spend: float) -> float:
     """Median seconds of a step. Every step looks up other rows."""
     lookup, optimizer, settings = WAYS[way]
     random = torch.Generator().manual_seed(seed)
     table = nn.Parameter(torch.zeros(rows, n_factors).normal_(0, 0.01, generator=random))
     opt = optimizer([table], lr=LR, **settings)
     seconds = []
-    while len(seconds) < repeats + 2 or sum(seconds) < 1 / 3:
+    while len(seconds) < repeats + 2 or sum(seconds) < spend:
         idx = torch.randint(rows, (bs,), generator=random)
         started = time.perf_counter()
         lookup(table, idx).square().sum().backward()
@@ -143,3 +165,52 @@ def _seconds(way: str, rows: int, n_factors: int, bs: int, repeats: int, seed: i
         opt.zero_grad()
         seconds.append(time.perf_counter() - started)
     return median(seconds[2:])
+
+
+# Where equality bit for bit ends: several threads divide a sum between them
+
+
+@contextmanager
+def _computing(threads: int, deterministic: bool) -> Iterator[None]:
+    """Set PyTorch's number of threads and deterministic algorithms, then restore both."""
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])
+
+
+def repeats(
+    bs: Iterable[int] = (64, 65_536),
+    rows: int = 1_665,
+    n_factors: int = 50,
+    times: int = 20,
+    lookups: Iterable[str] = ("table[idx]", "index_select", "Embedding"),
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Count the different gradients that `times` identical calls of each lookup give.
+
+    The calls are made with one thread, with two, and with two and deterministic algorithms. Columns:
+    threads, deterministic, bs, lookup, different (1 to `times`), apart (the largest difference between
+    the last gradient and Embedding's on one thread, divided by the latter's largest element).
+    """
+    found = []
+    for (threads, deterministic), n in product(((1, False), (2, False), (2, True)), bs):
+        random = torch.Generator().manual_seed(seed)
+        idx, upstream = (
+            torch.randint(rows, (n,), generator=random),
+            torch.randn(n, n_factors, generator=random),
+        )
+        case = torch.zeros(rows, n_factors), idx, upstream
+        with _computing(1, False):
+            exact = gradient(LOOKUPS["Embedding"], *case)
+        for name in lookups:
+            with _computing(threads, deterministic):
+                grads = [gradient(LOOKUPS[name], *case) for _ in range(times)]
+            different = len({grad.numpy().tobytes() for grad in grads})
+            apart = float((grads[-1] - exact).abs().max() / exact.abs().max())
+            found.append((threads, deterministic, n, name, different, apart))
+    return pd.DataFrame(found, columns=["threads", "deterministic", "bs", "lookup", "different", "apart"])

@@ -13,12 +13,3 @@ from .checks import BadRatings, check_ratings
 from .movielens import RatingsUnavailable, load_movielens
 from .own import load_own
 from .planted import planted_ratings
-
-__all__ = [
-    "BadRatings",
-    "RatingsUnavailable",
-    "check_ratings",
-    "load_movielens",
-    "load_own",
-    "planted_ratings",
-]

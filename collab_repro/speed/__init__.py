@@ -14,17 +14,3 @@ from .loop import FastLoop, few_threads
 from .optimizer import FusedAdam
 from .processes import usable_cores
 from .stopwatch import DivergedError, Stopwatch
-
-__all__ = [
-    "EPOCHS",
-    "LR",
-    "WD",
-    "DivergedError",
-    "FastLoop",
-    "FusedAdam",
-    "Stopwatch",
-    "big_batch",
-    "few_threads",
-    "fit",
-    "usable_cores",
-]
