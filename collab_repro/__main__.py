@@ -88,6 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from .command.ratings import ratings_for
 
     module, function = COMMANDS[args.command]
+    os.environ["MPLBACKEND"] = "Agg"  # figures go to files, whatever else is set
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a terminal may lack some letters
 
     def command() -> None:
         ratings = ratings_for(args) if "data" in args else None
@@ -105,11 +108,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.filterwarnings("ignore", "pkg_resources is deprecated")  # one of bench's peers
         warnings.showwarning = lambda message, *_, **__: print(f"Note: {message}", file=sys.stderr)
         try:
+            if args.command == "plots" and not args.out.is_dir():
+                return _fail(f"there is no folder {args.out}; give the --out of an earlier run")
             args.out.mkdir(parents=True, exist_ok=True)
             with FileLock(args.out / ".lock", timeout=0):
                 command()
         except Timeout:
             return _fail(f"another run is writing in {args.out}: wait for it, or give another --out")
+        except BrokenPipeError:  # nobody reads on; all files are written before anything is printed
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         except OSError as error:
             return _fail(f"{error.filename or args.out}: {error.strerror or error}")
         except KeyboardInterrupt:

@@ -20,7 +20,7 @@ from torch import nn
 
 from .loader import BS, RatingsDL
 from .models import FROM_SIZES, N_FACTORS, Y_RANGE, DotProductBias, YRange
-from .sources import check_ratings
+from .sources import check_ratings, check_split
 from .speed import EPOCHS, LR, WD, FastLoop, FusedAdam, Stopwatch, fit  # noqa: F401
 
 RANDOM_STATE = threading.RLock()  # PyTorch's random state is one for all threads
@@ -47,11 +47,13 @@ def learner(
     `model` is one of `DotProduct`, `DotProductBias`, `DotProductBiasParams`, fastai's
     `EmbeddingDotBias`, or any function from the DataLoaders to a module. `seed` fixes the split into
     training and validation rows, the initial weights and the batch order; `split`, `init` and `order`
-    fix one of the three apart; `split` may also list the rows to validate on. PyTorch's global random
-    state on the CPU is left as it was. Columns not named are the first three, the item `title` where
-    there is one. Raises `BadRatings` (see `check_ratings`).
+    fix one of the three apart; `split` may also be a mask of the rows to validate on, or their positions
+    as in iloc (see `check_split`). PyTorch's global random state on the CPU is left as it was. Columns
+    not named are the first three, the item `title` where there is one. Raises `BadRatings`.
     """
     split, init, order = (seed if own is None else own for own in (split, init, order))
+    if isinstance(split, bool | np.bool_) or not isinstance(split, int | np.integer):
+        split = check_split(split, ratings, bs)
     ratings = check_ratings(ratings, user_name, item_name, rating_name, y_range, bs, valid_pct)
     with RANDOM_STATE, torch.random.fork_rng(devices=[]):
         dls = _dls(ratings, split, valid_pct, bs=bs, dl_type=RatingsDL, shuffle_seed=order, drop_last=False)
@@ -65,12 +67,12 @@ def learner(
     return Learner(dls, module, loss_func=MSELossFlat(), opt_func=FusedAdam, cbs=[FastLoop, Stopwatch])
 
 
-def _dls(ratings: pd.DataFrame, split: int | Sequence[int], valid_pct: float, **kwargs) -> DataLoaders:
+def _dls(ratings: pd.DataFrame, split: int | list[int], valid_pct: float, **kwargs) -> DataLoaders:
     """`CollabDataLoaders.from_df` of checked ratings; with validation rows given, what it does inside."""
     if isinstance(split, int | np.integer):
         return CollabDataLoaders.from_df(ratings, valid_pct=valid_pct, seed=int(split), **kwargs)
     user, item, rating = ratings.columns
-    splits = tuple(map(list, IndexSplitter(list(split))(ratings)))
+    splits = tuple(map(list, IndexSplitter(split)(ratings)))
     columns = {"cat_names": [user, item], "y_names": [rating], "y_block": TransformBlock()}
     return TabularCollab(ratings, [Categorify], **columns, splits=splits).dataloaders(**kwargs)
 

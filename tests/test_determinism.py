@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 import torch
 
-import collab_repro
+import collab_repro as api
 from collab_repro.command.folder import save_figure
 from collab_repro.evidence.ablations import CHANGES, ablate
 from collab_repro.evidence.stability import rotated
@@ -28,13 +28,13 @@ SMALL = {"n_factors": 5}
 
 
 def ratings() -> pd.DataFrame:
-    return collab_repro.planted_ratings(n_users=70, n_movies=50, n_ratings=1500, seed=3)[0]
+    return api.planted_ratings(n_users=70, n_movies=50, n_ratings=1500, seed=3)[0]
 
 
 @cache
 def fitted():
-    learn = collab_repro.learner(ratings(), seed=4, **SMALL)
-    collab_repro.fit([learn], epochs=1)
+    learn = api.learner(ratings(), seed=4, **SMALL)
+    api.fit([learn], epochs=1)
     return learn
 
 
@@ -44,24 +44,24 @@ def learner_fit() -> list:
 
 
 def batches() -> list:
-    dls = collab_repro.learner(ratings(), seed=4, order=9).dls
+    dls = api.learner(ratings(), seed=4, order=9).dls
     return [list(dls.train), list(dls.train), dls.one_batch()]
 
 
 @cache
 def curves() -> pd.DataFrame:
-    return collab_repro.compare(ratings(), seeds=range(2), epochs=2, **SMALL).drop(columns="seconds")
+    return api.compare(ratings(), seeds=range(2), epochs=2, **SMALL).drop(columns="seconds")
 
 
 def same_start() -> list:
-    same = collab_repro.same_start(ratings(), seed=2, epochs=1)
+    same = api.same_start(ratings(), seed=2, epochs=1)
     return [same.equal_losses, same.curves.drop(columns="seconds")]
 
 
 def ensemble() -> pd.Series:
-    learns = [collab_repro.learner(ratings(), seed=s, **SMALL) for s in range(4)]
-    collab_repro.fit(learns, epochs=1)
-    return collab_repro.predict(learns, ratings().head(50))
+    learns = [api.learner(ratings(), seed=s, **SMALL) for s in range(4)]
+    api.fit(learns, epochs=1)
+    return api.predict(learns, ratings().head(50))
 
 
 def written(write) -> bytes:
@@ -72,20 +72,10 @@ def written(write) -> bytes:
         return path.read_bytes()
 
 
-def reproduced(path: Path):
-    collab_repro.reproduce(ratings(), runs=[3, 8], splits=2, epochs=1, path=path)
+def figure(plot, data) -> bytes:
+    return written(lambda path: save_figure(plot(data), path))
 
 
-FILES = {
-    "reproduce": reproduced,
-    "Learned.save": lambda path: collab_repro.Learned.of(fitted()).save(path),
-    "plot_curves": lambda path: save_figure(collab_repro.plot_curves(curves()), path),
-    "plot_difference": lambda path: save_figure(collab_repro.plot_difference(curves()), path),
-    "plot_bias": lambda path: save_figure(collab_repro.plot_bias(collab_repro.movie_bias(fitted())), path),
-    "plot_factors": lambda path: save_figure(
-        collab_repro.plot_factors(collab_repro.factor_pca(fitted())), path
-    ),
-}
 SEEDED = {
     "planted_ratings": ratings,
     "shuffled": lambda: shuffled(1000, seed=5, epoch=2),
@@ -96,8 +86,15 @@ SEEDED = {
     "predict, ensemble": ensemble,
     "ablate": lambda: ablate(ratings(), CHANGES[:3], seeds=range(2), epochs=1),
     "rotated": lambda: rotated(fitted(), seed=6).movie_factors,
-    "factor_pca": lambda: collab_repro.factor_pca(fitted(), top=30),
-    **{name: lambda write=write: written(write) for name, write in FILES.items()},
+    "factor_pca": lambda: api.factor_pca(fitted(), top=30),
+    "reproduce": lambda: written(
+        lambda path: api.reproduce(ratings(), [3, 8], splits=2, epochs=1, path=path)
+    ),
+    "Learned.save": lambda: written(api.Learned.of(fitted()).save),
+    "plot_curves": lambda: figure(api.plot_curves, curves()),
+    "plot_difference": lambda: figure(api.plot_difference, curves()),
+    "plot_bias": lambda: figure(api.plot_bias, api.movie_bias(fitted())),
+    "plot_factors": lambda: figure(api.plot_factors, api.factor_pca(fitted())),
 }
 
 
@@ -127,7 +124,7 @@ def test_one_seed_one_result(name, elsewhere):
 
 
 def test_another_seed_another_result(elsewhere):
-    others = collab_repro.planted_ratings(70, 50, 1500, seed=4)[0], shuffled(1000, 6, 2), shuffled(1000, 5, 3)
+    others = api.planted_ratings(70, 50, 1500, seed=4)[0], shuffled(1000, 6, 2), shuffled(1000, 5, 3)
     assert len({*map(digest, others), *elsewhere.values()}) == len(SEEDED) + 3
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from fastai.callback.core import Callback
-from fastai.losses import L1LossFlat
+from fastai.losses import L1LossFlat, MSELossFlat
 from fastai.metrics import rmse
 from fastai.optimizer import Adam
 from fastai.tabular.core import TabDataLoader
@@ -69,27 +69,28 @@ def another_loader(learn):
     learn.dls.loaders[1] = TabDataLoader(valid.dataset, bs=64, device=valid.device)
 
 
+OWN = {  # what a user may change about a Learner
+    "loss": lambda learn: setattr(learn, "loss_func", L1LossFlat()),
+    "sum": lambda learn: setattr(learn, "loss_func", MSELossFlat(reduction="sum")),
+    "metrics": lambda learn: setattr(learn, "metrics", [rmse]),
+    "optimizer": lambda learn: setattr(learn, "opt_func", Adam),
+    "callback": lambda learn: learn.add_cb(Quiet()),
+    "fitted": lambda learn: alone([learn], epochs=1),
+    "loader": another_loader,
+    "drop_last": lambda learn: setattr(learn.dls.valid, "drop_last", True),
+    "moms": lambda learn: setattr(learn, "moms", (0.8, 0.7, 0.8)),
+}
+
+
 @pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # fastai's own loader
 @pytest.mark.parametrize("changed", [[1], [0, 1]])
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda learn: setattr(learn, "loss_func", L1LossFlat()),
-        lambda learn: setattr(learn, "metrics", [rmse]),
-        lambda learn: setattr(learn, "opt_func", Adam),
-        lambda learn: learn.add_cb(Quiet()),
-        lambda learn: alone([learn], epochs=1),
-        another_loader,
-        lambda learn: setattr(learn.dls.valid, "drop_last", True),
-    ],
-)
-def test_what_is_a_learners_own_is_kept(few, passes, change, changed):
+@pytest.mark.parametrize("own", OWN)
+def test_what_is_a_learners_own_is_kept(few, passes, own, changed):
     together, each = (learners(few, TWO, bs=96) for _ in range(2))
     for learn in [learns[i] for learns in (together, each) for i in changed]:
-        change(learn)
+        OWN[own](learn)
     fit(together, 1, processes=1)
-    may_go = len(changed) == 2 and together[0].dls.valid.drop_last
-    assert len(passes) == may_go
+    assert len(passes) == (own in ("drop_last", "moms") and len(changed) == 2)
     for ours, theirs in zip(together, alone(each, epochs=1), strict=True):
         assert_same(ours, theirs)
         assert not hasattr(ours, "quiet") or ours.quiet.called
@@ -133,8 +134,12 @@ def test_epochs_lr_and_wd_are_honoured_and_default_to_the_chapters(few, together
         assert torch.equal(end(fit, **changed), end(alone, **changed)), changed
 
 
-def test_fit_of_nothing_does_nothing():
+def test_no_learner_is_no_fault_but_one_twice_or_no_epoch_is(few):
     fit([])
+    learns = learners(few, TWO)
+    for wrong, epochs in ((learns[:1] * 2, 1), (learns, 0)):
+        with pytest.raises(ValueError, match="differ and one epoch"):
+            fit(wrong, epochs)
 
 
 # --- divergence -----------------------------------------------------------------------------------

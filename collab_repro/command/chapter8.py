@@ -4,6 +4,7 @@ import argparse
 import time
 
 import pandas as pd
+from fastai.learner import Learner
 from tqdm import tqdm
 
 from ..chapter import RUNS
@@ -40,10 +41,19 @@ def main_command(args: argparse.Namespace, ratings: pd.DataFrame, bar: tqdm) -> 
         f"{args.epochs} epochs of fit_one_cycle at 5e-3, wd .1, batches of 64, 50 factors, seeds 0 to "
         f"{args.seeds - 1} (each its own split, weights and order)"
     )
-    text = report(curves, learned, str(same), source, settings, title, book=name == "ml-100k")
-    print(f"\n{text}")
+    constant = sum(constant_mse(learns[BOTH[0].__name__, s]) for s in range(args.seeds)) / args.seeds
+    text = report(
+        curves, learned, str(same), source, settings, title, constant, book=name == folder.BOOK_DATA
+    )
     files = folder.save(args.out, curves, learned, text)
+    print(f"\n{text}")
     print(f"Wrote {', '.join(f.name for f in files)} in {args.out} ({time.perf_counter() - started:.0f} s)")
+
+
+def constant_mse(learn: Learner) -> float:
+    """The validation MSE of always predicting the mean training rating."""
+    train, valid = (dl.tensors[1].float() for dl in learn.dls)
+    return (valid - train.mean()).square().mean().item()
 
 
 def chapter_command(args: argparse.Namespace, ratings: pd.DataFrame, bar: tqdm) -> None:
@@ -55,6 +65,7 @@ def chapter_command(args: argparse.Namespace, ratings: pd.DataFrame, bar: tqdm) 
     losses = reproduce(ratings, runs, args.splits, args.epochs, path, progress=bar.update)
     bar.close()
     names = {number: RUNS[number].name for number in runs}
-    print("\n" + chapter_report(against_the_book(losses), names, args.splits, ratings.attrs["source"]))
-    files = folder.draw(args.out)
+    files, book = folder.draw(args.out), ratings.attrs["name"] == folder.BOOK_DATA
+    source = ratings.attrs["source"]
+    print("\n" + chapter_report(against_the_book(losses), names, args.splits, source, book))
     print(f"Wrote chapter.csv, {', '.join(f.name for f in files)} in {args.out}")

@@ -1,6 +1,7 @@
 """The folder of results: what a run measured, kept whole, and every figure drawn from it again."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from functools import partial
 from io import BytesIO
@@ -13,7 +14,7 @@ from matplotlib.axes import Axes
 from tqdm import tqdm
 
 from .. import plots
-from ..chapter import published
+from ..chapter import RUNS, published
 from ..evidence import figures
 from ..interpret import factor_pca, movie_bias
 from ..looks import root
@@ -63,13 +64,19 @@ def draw(out: Path) -> list[Path]:
     for file in sorted(out.glob("learned-*.npz")):
         learned, name = Learned.load(file), file.stem.removeprefix("learned-")
         source = {"source": learned.note.get("source", "")}
-        drawings[f"bias-{name}"] = partial(plots.plot_bias, movie_bias(learned), **source)
-        drawings[f"factors-{name}"] = partial(plots.plot_factors, factor_pca(learned), **source)
+        drawings[f"bias-{name}"] = lambda one=learned, kw=source: plots.plot_bias(movie_bias(one), **kw)
+        drawings[f"factors-{name}"] = lambda one=learned, kw=source: plots.plot_factors(factor_pca(one), **kw)
     if (out / "chapter.csv").exists():
         losses = read_losses(out / "chapter.csv", CHAPTER)
+        if unknown := set(losses["run"]) - set(RUNS):
+            raise ResultsError(
+                f"{out / 'chapter.csv'}: the chapter has no run {min(unknown)}; delete the file"
+            )
         of = BOOK_DATA if BOOK_DATA in set(losses["data"]) else losses["data"].iloc[-1]
         losses = losses[losses["data"] == of]
         book = published(*dict.fromkeys(losses["run"]))
+        if of != BOOK_DATA:  # nothing to compare with
+            book[["train_loss", "valid_loss"]] = np.nan
         drawings["chapter"] = partial(figures.plot_chapter, losses, book)
     if (out / "bench-scale.csv").exists():
         cost = read_losses(out / "bench-scale.csv", SCALE)
@@ -83,7 +90,11 @@ def draw(out: Path) -> list[Path]:
         raise ResultsError(f"{out} holds no curves.csv, learned-*.npz, chapter.csv or bench-scale.csv")
     files = []
     for name, plot in drawings.items():
-        axes = plot()
+        try:
+            axes = plot()
+        except ValueError as error:  # too few titles or factors, or a model without biases
+            print(f"{name}.png is left out: {error}", file=sys.stderr)
+            continue
         files.append(out / f"{name}.png")
         save_figure(axes, files[-1])
         plt.close(np.ravel(axes)[0].figure)

@@ -35,19 +35,23 @@ def report(
     source: str,
     settings: str,
     title: str,
+    constant: float,
     book: bool = True,
 ) -> str:
     """The main command's report: training, identity, biases, neighbours of `title`.
 
-    `learned` holds one model for each model name, `identity` is what `same_start` showed; `book` adds
-    the published losses.
+    `learned` holds one model for each model name, `identity` is what `same_start` showed, `constant` is
+    the validation MSE of always predicting the mean; `book` adds the published losses.
     """
     seeds = curves["seed"].nunique()
+    best = curves[curves["epoch"] == curves["epoch"].max()].groupby("model")["valid_loss"].mean().min()
+    warning = "" if best < constant else " No model is better: what follows means nothing."
     parts = [
         "# fastbook chapter 8: both DotProductBias models",
         f"Ratings: {source}.\\\nSettings: {settings}.\\\nVersions: {versions()}.",
         f"## Training and validation MSE, mean ± sd over {seeds} seed{'s' * (seeds > 1)}",
         _training(curves, book),
+        f"Always predicting the mean training rating gives a validation MSE of {constant:.4f}." + warning,
         "## The same derivative?",
         f"{identity[0].upper()}{identity[1:]}.",
         *_paired(curves),
@@ -93,7 +97,10 @@ def _biases(name: str, learned: Learned, n: int = 5) -> str:
 
 
 def _neighbours(name: str, learned: Learned, title: str) -> str:
-    near = similar_movies(learned, title)
+    try:
+        near = similar_movies(learned, title)
+    except UnknownTitle as error:  # all of its ratings are validation rows
+        return f"{name}: {error}"
     rows = [(other, f"{row['cosine']:.2f}", int(row["n_ratings"])) for other, row in near.iterrows()]
     return table([name, "cosine", "ratings"], rows) if rows else f"{name}: no title is rated enough"
 
@@ -110,10 +117,17 @@ def title_to_show(ratings: pd.DataFrame, wanted: str | None, usual: str) -> obje
     return named[wanted] if wanted is not None else named.get(usual, known[0])
 
 
-def chapter_report(against: pd.DataFrame, names: dict[int, str], splits: int, source: str) -> str:
-    """The `chapter` command's report: a table for each run, from `against_the_book`."""
-    parts = [f"Ratings: {source}. Mean ± sd over {splits} splits; z = (book - mean) / sd.\n{versions()}."]
+def chapter_report(
+    against: pd.DataFrame, names: dict[int, str], splits: int, source: str, book: bool = True
+) -> str:
+    """The `chapter` command's report: a table for each run, from `against_the_book`.
+
+    Without `book`, for ratings that are not the book's, our own losses alone.
+    """
+    z = "; z = (book - mean) / sd" if book else ""
+    parts = [f"Ratings: {source}. Mean ± sd over {splits} splits{z}.\n{versions()}."]
     header = ["epoch", "train: book", "ours", "z", "valid: book", "ours", "z", "verdict"]
+    header = header if book else ["epoch", "train", "valid"]
     for run, epochs in against.groupby(level="run"):
         rows = []
         for (_, epoch), row in epochs.iterrows():
@@ -121,6 +135,7 @@ def chapter_report(against: pd.DataFrame, names: dict[int, str], splits: int, so
                 (f"{ours['book']:.3f}", f"{ours['mean']:.3f} ± {ours['sd']:.3f}", f"{ours['z']:+.1f}")
                 for ours in (row[loss] for loss in LOSSES)
             ]
-            rows.append([epoch, *cells[0], *cells[1], row["verdict", ""]])
+            full = [epoch, *cells[0], *cells[1], row["verdict", ""]]
+            rows.append(full if book else [epoch, cells[0][1], cells[1][1]])
         parts.append(f"## Run {run}: {names[run]}\n\n{table(header, rows)}")
     return "\n\n".join(parts) + "\n"

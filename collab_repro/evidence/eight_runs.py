@@ -1,5 +1,6 @@
 """The chapter's eight runs trained again over many splits, and compared with the losses it printed."""
 
+import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from fastai.tabular.model import get_emb_sz
 
 from ..chapter import RUNS, published
 from ..models import Y_RANGE, CollabNN, DotProduct, DotProductBias, DotProductBiasParams
+from ..sources import check_ratings
 from ..sources.files import read_losses, write_table
 from ..speed import usable_cores
 from ..training import EPOCHS, LR, curve, fit, learner
@@ -24,6 +26,7 @@ MODELS = {
 }
 COLUMNS = ["data", "run", "model", "split", "epoch", "train_loss", "valid_loss"]
 KEY = ["run", "split", "epoch"]
+ML_100K = "2288bf3d"  # the start of its digest, see data_name
 
 
 def run_learner(ratings: pd.DataFrame, number: int, split: int = 0) -> Learner:
@@ -43,12 +46,12 @@ def reproduce(
     """Train the chapter's `runs` on `splits` random splits each, and return all losses, one row an epoch.
 
     Columns: data, run, model, split, epoch (from 0), train_loss, valid_loss (MSE). With `path`, the CSV
-    there grows as training goes on. Splits it already holds for the same data and number of epochs are
-    not trained again, and rows of other data stay. `progress` is called with the number of model-epochs
-    each time some are done.
+    there grows as training goes on. Splits it already holds for ratings of the same content (`data_name`)
+    and number of epochs are not trained again, and rows of other data stay. `progress` is called with the
+    number of model-epochs each time some are done.
     Raises `FileError` when `path` holds anything else, `BadRatings`, `DivergedError`, OSError.
     """
-    runs, data = list(runs), ratings.attrs.get("name", "")
+    runs, data = list(runs), data_name(ratings)
     done, others = _read(path, data, epochs)
     for number in runs:
         kept = set(done.loc[done["run"] == number, "split"])
@@ -67,13 +70,19 @@ def reproduce(
     return wanted.sort_values(KEY, ignore_index=True)
 
 
+def data_name(ratings: pd.DataFrame) -> str:
+    """What tells these ratings from others: their name, and unless they are MovieLens 100K, their content."""
+    content = pd.util.hash_pandas_object(check_ratings(ratings), index=False).to_numpy().tobytes()
+    name, digest = ratings.attrs.get("name", ""), hashlib.sha256(content).hexdigest()[:8]
+    return name if (name, digest) == ("ml-100k", ML_100K) else f"{name} {digest}".strip()
+
+
 def _read(path: str | Path | None, data: str, epochs: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """From the CSV at `path`: the splits of `data` that have `epochs` epochs, and the rows of other data."""
     if path is None or not Path(path).exists():
         empty = pd.DataFrame({name: [] for name in COLUMNS}).astype(dict.fromkeys(KEY, int))
         return empty, empty
     losses = read_losses(path, COLUMNS)
-    losses["data"] = losses["data"].astype(object).fillna("")  # ratings without a name
     length = losses.groupby(["data", "run", "split"])["epoch"].transform("size")
     ours = losses["data"] == data
     return losses[ours & (length == epochs)], losses[~ours]

@@ -95,7 +95,8 @@ def plot_chapter(
             panel.plot(wide.mean(axis=1), color=colour, linestyle=line, linewidth=2)
             panel.plot(book["epoch"], book[loss], color="black", marker=marker, markersize=5, **looks.HOLLOW)
         final, printed = ours.loc[ours["epoch"] == ours["epoch"].max(), "valid_loss"], book["valid_loss"]
-        ends = f"{final.mean():.3f} ± {final.std():.3f}, book {printed.iloc[-1]:.3f}"
+        ends = f"{final.mean():.3f} ± {final.std():.3f}"
+        ends += f", book {printed.iloc[-1]:.3f}" if printed.notna().any() else ""
         panel.text(0.03, 0.04, f"validation ends at\n{ends}", transform=panel.transAxes, fontsize=8)
         panel.set_title(textwrap.fill(f"{run}. {book['name'].iloc[0]}", 30))
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -105,7 +106,7 @@ def plot_chapter(
     plt.setp(np.atleast_2d(ax)[-1], xlabel="epoch")
     key = "solid: validation, dotted: training (smoothed), hollow: the book"
     text = f"{key}; {source or looks.about(chapter, 'split')}"
-    looks.root(axes[0]).supxlabel(text, x=0.99, ha="right", fontsize=8, color=looks.GREY)
+    looks.root(axes[0]).supxlabel(text, x=0.99, ha="right", parse_math=False, fontsize=8, color=looks.GREY)
     return ax
 
 

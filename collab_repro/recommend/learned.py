@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..interpret import Movies, movies
-from ..sources.files import FileError, write_whole
+from ..sources.files import FileError, read_whole, write_whole
 
 FORMAT = "collab_repro.learned/1"
 NA = "#na#"  # fastai's row 0, for whatever the vocabulary doesn't hold
@@ -118,9 +118,11 @@ class Learned:
 
         Raises OSError when it can't be read, `LearnedFileError` for anything but such a file.
         """
-        content = Path(path).read_bytes()
+        content = read_whole(path)
         try:
             with np.load(BytesIO(content), allow_pickle=False) as file:
+                packed = any(member.compress_type for member in file.zip.infolist())
+                _check(not packed, "it is compressed, which save never does")
                 arrays = dict(file)
             text = json.loads(arrays.pop("text").tobytes())
             version = text.pop("format")
@@ -154,7 +156,10 @@ def _check_tables(learned: Learned) -> None:
     counts, y_range = learned.n_ratings, learned.y_range
     _check(counts.shape == (len(learned.titles),), "n_ratings isn't one number a title")
     _check(counts.dtype == np.int64 and (counts >= 0).all(), "n_ratings aren't counts")
-    _check(y_range is None or -INF < y_range[0] < y_range[1] < INF, f"y_range is {y_range}")
+    _check(
+        y_range is None or (len(y_range) == 2 and -INF < y_range[0] < y_range[1] < INF),
+        f"y_range is {y_range}",
+    )
     texts = [*learned.names, *learned.note, *learned.note.values()]
     _check(len(learned.names) == 2 and all(isinstance(t, str) for t in texts), "a note isn't text")
 

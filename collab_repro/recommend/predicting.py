@@ -8,6 +8,8 @@ import pandas as pd
 from ..interpret import UnknownId, UnknownTitle
 from .learned import Learned
 
+CHUNK = 1 << 16  # rows scored at a time, so that memory does not grow with the rows
+
 
 def predict(
     learn: "Learner | Learned | Sequence[Learner | Learned]",  # noqa: F821
@@ -26,16 +28,21 @@ def predict(
     Raises `UnknownId` naming the first few (`UnknownTitle` when it is titles alone), ValueError
     for missing columns or another `unknown`.
     """
-    if isinstance(learn, list | tuple):
-        return sum(predict(one, rows, unknown) for one in learn) / len(learn)
+    if not hasattr(learn, "dls") and not isinstance(learn, Learned):
+        if not (learns := list(learn)):
+            raise ValueError("predict needs one model at least")
+        return sum(predict(one, rows, unknown) for one in learns) / len(learns)
     learned = Learned.of(learn)
     if unknown not in ("error", "average"):
         raise ValueError(f"unknown={unknown!r}: it is 'error' or 'average'")
-    if missing := [name for name in learned.names if name not in rows]:
-        raise ValueError(f"rows have no column {missing[0]!r}; they need {list(learned.names)}")
-    user, title = (rows[name].astype(object) for name in learned.names)
-    users, titles = _codes(learned.users, user), _codes(learned.titles, title)
+    for name in learned.names:
+        if (count := list(rows.columns).count(name)) != 1:
+            raise ValueError(f"rows have {count or 'no'} columns {name!r}; they need {list(learned.names)}")
+    users, titles = (
+        _codes(v, rows[n]) for v, n in zip((learned.users, learned.titles), learned.names, strict=True)
+    )
     if unknown == "error" and not (users.all() and titles.all()):
+        user, title = (rows[name] for name in learned.names)
         strangers = {"users": user[users == 0], "titles": title[titles == 0]}
         named = "; ".join(f"{kind} {_few(ids)}" for kind, ids in strangers.items() if len(ids))
         error = UnknownTitle if users.all() else UnknownId
@@ -54,8 +61,12 @@ def _scores(learned: Learned, users: np.ndarray, titles: np.ndarray) -> np.ndarr
     rated = learned.n_ratings > 0
     rated[1:] |= not rated.any()  # an exported learner doesn't know
     everyone = np.arange(len(learned.users)) > 0
-    user_factors = _averaged(learned.user_factors, everyone)[users]
-    score = np.einsum("ij,ij->i", user_factors, _averaged(learned.movie_factors, rated)[titles])
+    user_factors = _averaged(learned.user_factors, everyone)
+    movie_factors = _averaged(learned.movie_factors, rated)
+    score = np.empty(len(users))
+    for at in range(0, len(users), CHUNK):
+        part = slice(at, at + CHUNK)
+        np.einsum("ij,ij->i", user_factors[users[part]], movie_factors[titles[part]], out=score[part])
     if learned.movie_bias is not None:
         score += _averaged(learned.user_bias, everyone)[users]
         score += _averaged(learned.movie_bias, rated)[titles]
@@ -64,7 +75,9 @@ def _scores(learned: Learned, users: np.ndarray, titles: np.ndarray) -> np.ndarr
 
 def _codes(vocabulary: list, ids: pd.Series) -> np.ndarray:
     """The row of each id, 0 for one that isn't there; '#na#' itself is nobody's id."""
-    return pd.Index(vocabulary[1:], dtype=object).get_indexer(pd.Index(ids, dtype=object)) + 1
+    codes, different = pd.factorize(ids)  # -1 for a missing one
+    rows = pd.Index(vocabulary[1:], dtype=object).get_indexer(pd.Index(different, dtype=object)) + 1
+    return np.append(rows, 0)[codes]
 
 
 def _averaged(table: np.ndarray, trained: np.ndarray) -> np.ndarray:

@@ -47,7 +47,7 @@ def check_ratings(
     names = _column_names(list(ratings.columns), user_name, item_name, rating_name)
     user, item, rating = names
     n_train = len(ratings) - int(valid_pct * len(ratings))
-    if n_train < max(bs, 1):
+    if bs < 1 or n_train < bs:
         problem = f"{len(ratings)} rows leave {n_train} to train on, fewer than a batch of {bs}"
         raise BadRatings(f"{problem}; give more ratings or a smaller bs")
     checked = ratings[names].reset_index(drop=True)
@@ -63,6 +63,40 @@ def check_ratings(
         warnings.warn(f"{count}: {effect}", stacklevel=2)
     checked.attrs = {**ratings.attrs, "duplicates": duplicates}
     return checked
+
+
+def check_split(split: object, ratings: pd.DataFrame, bs: int = 64) -> list[int]:
+    """The positions (as in iloc) of the validation rows that `split` names, in its order.
+
+    `split` is a mask, one True or False for each row of `ratings`, or a list of positions. Raises
+    `BadRatings`, naming the first bad entry, for anything else: labels of an index that isn't 0, 1, 2, ...,
+    a position twice or outside the rows, no row at all, or fewer than `bs` rows left to train on.
+    """
+    n, rows = len(ratings), np.asarray(split)
+    default = ratings.index.equals(pd.RangeIndex(n))
+    if rows.ndim != 1 or not len(rows):
+        raise BadRatings(f"split={_show(split)} names no row; give a seed, a mask or a list of positions")
+    if rows.dtype == object and pd.api.types.infer_dtype(rows, skipna=False) in ("boolean", "integer"):
+        rows = rows.astype(bool if isinstance(rows[0], bool | np.bool_) else int)
+    if rows.dtype.kind == "b":
+        if len(rows) != n or (isinstance(split, pd.Series) and not split.index.equals(ratings.index)):
+            raise BadRatings(
+                f"split is a mask of {len(rows):,} rows, not of the {n:,} ratings in their order"
+            )
+        rows = np.flatnonzero(rows)
+    elif rows.dtype.kind not in "iu":
+        raise BadRatings(f"split, entry 0: {_show(rows.tolist()[0])} is no position, which is a whole number")
+    elif isinstance(split, pd.Index | pd.Series) and not default:
+        remedy = "give np.flatnonzero(ratings.index.isin(split))"
+        raise BadRatings(f"split holds labels, but positions as in iloc are meant; {remedy}")
+    wrong = (rows < 0) | (rows >= n) | pd.Index(rows).duplicated()
+    if wrong.any():
+        at = int(wrong.argmax())
+        raise BadRatings(f"split, entry {at}: {rows[at]} comes twice or is not from 0 to {n - 1}")
+    if n - len(rows) < max(bs, 1) or not len(rows):
+        left = f"{len(rows):,} rows to validate on and {n - len(rows):,} to train on"
+        raise BadRatings(f"split leaves {left}, fewer than a batch of {bs}")
+    return rows.tolist()
 
 
 def _column_names(columns: list, *given: str | None) -> list:

@@ -6,12 +6,14 @@ import time
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 HOST = platform.node().replace(".", "-")  # this machine
+KEYS = ("data", "model", "run", "seed", "split", "size", "epoch")  # what tells two rows of losses apart
 STALE = 3600  # seconds after which an unfinished file counts as abandoned, whoever wrote it
 
 
@@ -60,16 +62,43 @@ def write_table(path: str | Path, table: pd.DataFrame) -> None:
     write_whole(path, text.getvalue().encode())
 
 
+def read_whole(path: str | Path, limit: int = 1 << 30) -> bytes:
+    """The content of the regular file at `path`. Raises OSError, and `FileError` for a folder, a pipe or
+    a file of more than `limit` bytes.
+    """
+    path = Path(path)
+    size = path.stat().st_size
+    if not path.is_file() or size > limit:
+        problem = f"has {size:,} bytes, more than {limit:,}" if path.is_file() else "is not a regular file"
+        raise FileError(f"{path} {problem}; remove it or give another folder")
+    return path.read_bytes()
+
+
 def read_losses(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
     """Read a table that `write_table` wrote with these `columns`; its losses are exact to the last bit.
 
-    Raises `FileError` for any other content, and OSError if the file can't be read.
+    Raises `FileError` for any other content, with the first bad row, and OSError if it can't be read.
     """
     losses = {name: str for name in columns if name.endswith("_loss")}
+    content = read_whole(path, limit=1 << 26)
     try:
-        table = pd.read_csv(path, dtype=losses)  # as text, for pandas' own floats may be one bit off
-        if list(table.columns) == list(columns):
-            return table.astype(dict.fromkeys(losses, float))
+        table = pd.read_csv(BytesIO(content), dtype=losses)  # as text: pandas' own floats may be one bit off
+        whole = content.endswith(b"\n") and list(table.columns) == list(columns) and len(table)
+        table = table.astype(dict.fromkeys(losses, float)) if whole else table
     except ValueError as error:
         raise FileError(f"{path} is not a table of losses: {' '.join(str(error).split())}") from error
-    raise FileError(f"{path} has the columns {list(table.columns)}, not {list(columns)}")
+    if not whole:
+        problem = (
+            "is cut off" if list(table.columns) == list(columns) else f"has the columns {[*table.columns]}"
+        )
+        raise FileError(f"{path} {problem}: it should have rows of {list(columns)}; delete it")
+    counts = table[[name for name in ("run", "seed", "split", "epoch") if name in columns]]
+    numbers = table[[*losses, *counts]].apply(pd.to_numeric, errors="coerce")
+    wrong = ~np.isfinite(numbers).all(axis=1) | (counts.apply(pd.to_numeric, errors="coerce") % 1 != 0).any(
+        axis=1
+    )
+    wrong |= table.duplicated([name for name in columns if name in KEYS])
+    if wrong.any():
+        row = int(wrong.to_numpy().argmax())
+        raise FileError(f"{path}, row {row}: a number is missing, or the row comes twice; delete the file")
+    return table.astype(dict.fromkeys(counts, int))
