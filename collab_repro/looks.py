@@ -22,7 +22,7 @@ LOOKS = {
     "CollabNN": ("#B8860B", (0, (6, 1, 1, 1)), "D", "◆◇"),
     "EmbeddingNN": ("#56B4E9", (0, (1, 1)), "p", "★☆"),
 }
-INK, GREY = "0.2", "0.45"  # what belongs to no model
+INK, GREY = "0.2", "0.4"  # what belongs to no model
 STYLE = {
     "font.size": 9,
     "axes.labelsize": 9,
@@ -66,7 +66,7 @@ def looks_of(names: Sequence[str]) -> dict[str, tuple]:
     others = [name for name in dict.fromkeys(names) if name not in LOOKS]
     if len(others) < 2:
         return LOOKS | {name: look_of(name) for name in others}
-    shades = map(mpl.colors.to_hex, mpl.colormaps["viridis"](np.linspace(0, 0.8, len(others))))
+    shades = map(mpl.colors.to_hex, mpl.colormaps["viridis"](np.linspace(0, 0.6, len(others))))
     forms = [form for _, *form in LOOKS.values()] * len(others)
     return LOOKS | {name: (shade, *form) for name, shade, form in zip(others, shades, forms, strict=False)}
 
@@ -80,7 +80,7 @@ def about(curves: pd.DataFrame, repeat: str = "") -> str:
 
 def foot(ax: Axes, source: str) -> None:
     """`source`, small, under the right end of `ax`."""
-    look = {"fontsize": 6.5, "color": GREY, "ha": "right", "va": "top"}
+    look = {"fontsize": 7.5, "color": GREY, "ha": "right", "va": "top"}
     ax.annotate(source, (1, 0), (0, -34), xycoords="axes fraction", **look, **OFFSET)
 
 

@@ -35,7 +35,7 @@ def plot_curves(
             colour, line, marker, signs = look[model]
             wide = runs.pivot_table(index="epoch", columns="seed", values=loss)
             mean = wide.mean(axis=1)
-            panel.plot(wide, color=colour, linewidth=0.6, alpha=0.4)
+            panel.plot(wide, color=colour, linewidth=0.8, alpha=0.5)
             panel.plot(mean, color=colour, linestyle=line, marker=marker, markersize=4, linewidth=2)
             labels.append((mean.iloc[-1], f"{signs[0]} {model} {mean.iloc[-1]:.3f}", colour))
             if published is not None and (published["model"] == model).any():
@@ -62,7 +62,7 @@ def plot_difference(
     wide = curves.pivot(index="epoch", columns=["model", "seed"], values=loss)
     ax = plt.subplots(figsize=(6, 4))[1] if ax is None else ax
     ax.axhline(0, color=looks.GREY, linewidth=0.8)
-    ax.plot(wide[second] - wide[first], color=looks.GREY, linewidth=0.6, alpha=0.7)
+    ax.plot(wide[second] - wide[first], color=looks.GREY, linewidth=0.8, alpha=0.7)
     ax.fill_between(mean.index, mean["low"], mean["high"], color="0.85", linewidth=0)
     ax.plot(mean["mean"], color="black", marker="o", markersize=4, linewidth=2)
     looks.epochs_axis(ax, f"difference in {looks.LOSSES[loss]}\n{second} − {first}")
