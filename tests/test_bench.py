@@ -83,8 +83,9 @@ def test_accuracy_is_measured_on_the_held_out_rows_alone(planted, monkeypatch, c
 
     monkeypatch.setattr(accuracy, "PEERS", {"absent": ("torch", absent), "mean": ("torch", mean)})
     monkeypatch.setitem(accuracy.ENSEMBLE, "models", 2)
-    errors = accuracy.accuracy(planted, splits=[3])
-    assert "absent: left out, no compiler" in capsys.readouterr().err
+    errors = accuracy.accuracy(planted, splits=[3, 4])  # said once, not for each split
+    assert capsys.readouterr().err == "absent: left out, ImportError: no compiler\n"
+    errors = errors[errors["split"] == 3]
     assert list(errors["model"]) == ["one model, batch 64", "one model, big batch", "mean of 2", "mean"]
     test = np.random.default_rng(3).permutation(4000)[:800]
     stars = planted["rating"].to_numpy(float)
@@ -144,15 +145,34 @@ def test_no_size_at_all_is_one_clear_line(bench, tmp_path, monkeypatch):
 
 
 def test_the_whole_command_is_set_beside_as_many_stock_epochs(planted, monkeypatch):
-    commands, fits = [], []
-    monkeypatch.setattr(subprocess, "run", lambda command, **settings: commands.append((command, settings)))
+    processes, fits = [], []
+
+    def run(command, **settings):
+        args = parser().parse_args(command[3:])
+        assert command[1:3] == ["-m", "collab_repro"]
+        processes.append((args.command, args.seeds, args.epochs, pd.read_csv(args.data)))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(ways, "fit_quietly", lambda learn, epochs: fits.append((learn.dls.bs, epochs)))
-    ratings = planted.copy()
-    ratings.attrs["name"] = "mine.csv"
-    seconds = ways.main_command(ratings, seeds=2, epochs=1)
+    seconds = ways.main_command(planted, seeds=2, epochs=1)
     assert list(seconds) == ["main command", "stock collab_learner"] and min(seconds.values()) > 0
-    [(command, settings)] = commands
-    args = parser().parse_args(command[3:])
-    assert command[1:3] == ["-m", "collab_repro"] and settings["check"]
-    assert (args.command, args.data, args.seeds, args.epochs) == (None, "mine.csv", 2, 1)
+    [(command, seeds, epochs, ratings)] = processes
+    assert (command, seeds, epochs) == (None, 2, 1)
+    assert ratings.equals(planted[["user", "title", "rating"]])
     assert fits == [(64, 1)] * 4
+
+
+def test_a_process_that_fails_ends_with_its_last_words(planted, monkeypatch):
+    failed = subprocess.CompletedProcess([], 2, stderr="Traceback\ncollab_repro: no such thing\n")
+    monkeypatch.setattr(subprocess, "run", lambda command, **settings: failed)
+    with pytest.raises(RuntimeError, match="collab_repro: no such thing"):
+        ways.main_command(planted, seeds=1, epochs=1)
+
+
+def test_startup_times_four_processes(monkeypatch):
+    commands = []
+    monkeypatch.setattr(ways, "_seconds_of", lambda *arguments: commands.append(arguments) or len(commands))
+    seconds = ways.startup(repeats=3)
+    assert list(seconds["process"]) == ["import fastai.collab", "import collab_repro", "--help", "plots"]
+    assert seconds["seconds"].tolist() == [3, 6, 9, 12] and len(commands) == 13

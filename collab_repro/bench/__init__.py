@@ -1,6 +1,6 @@
 """What training costs, next to stock fastai and other libraries. Nothing else in the package uses this.
 
-- ways: one epoch of the chapter's model, trained in several ways, and the whole main command;
+- ways: one epoch of the chapter's model, trained in several ways, the whole main command, and starting up;
 - sizes: time and memory as the ratings grow to 25 million;
 - accuracy: RMSE next to other libraries, and how our settings were chosen;
 - printing: `python -m collab_repro bench`, its tables and CSV files.
@@ -8,4 +8,11 @@
 All numbers are measured where the command runs. Machines differ and are shared, so compare the ratios.
 """
 
-PARTS = ["loops", "main", "accuracy", "scale", "tuning"]  # of the command; tuning only when asked for
+PARTS = [
+    "startup",
+    "loops",
+    "main",
+    "accuracy",
+    "scale",
+    "tuning",
+]  # of the command; tuning only when asked for

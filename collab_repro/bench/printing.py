@@ -27,6 +27,10 @@ def bench_command(args: argparse.Namespace, ratings: pd.DataFrame, bar: tqdm) ->
     """
     bar.close()
     print(f"{machine()}; {versions()}.")
+    if "startup" in args.parts:
+        seconds = ways.startup(args.repeats)
+        write_table(args.out / "bench-startup.csv", seconds)
+        _print(f"Whole processes, median of {args.repeats}", _markdown(seconds, ("", ".2f")))
     if "loops" in args.parts:
         timings = ways.loops(ratings, args.repeats)
         write_table(args.out / "bench-loops.csv", timings)

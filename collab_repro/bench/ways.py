@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from statistics import median
 
 import numpy as np
 import pandas as pd
@@ -114,13 +115,37 @@ def ratios(timings: pd.DataFrame) -> pd.DataFrame:
 
 def main_command(ratings: pd.DataFrame, seeds: int = 3, epochs: int = EPOCHS) -> dict[str, float]:
     """Seconds of the whole main command, and of stock fastai for the same number of model-epochs."""
-    with tempfile.TemporaryDirectory() as out:
-        command = [sys.executable, "-m", "collab_repro", "--data", ratings.attrs["name"], "--out", out]
-        command += ["--seeds", str(seeds), "--epochs", str(epochs)]
-        started = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True)
-        ours = time.perf_counter() - started
+    with tempfile.TemporaryDirectory() as folder:
+        data = ratings.attrs["name"]
+        if data != "ml-100k":
+            check_ratings(ratings).to_csv(data := f"{folder}/ratings.csv", index=False)
+        command = ["--data", data, "--out", folder, "--seeds", str(seeds), "--epochs", str(epochs)]
+        ours = _seconds_of("-m", "collab_repro", *command)
     started = time.perf_counter()
     for seed in range(2 * seeds):
         fit_quietly(stock_learner(ratings, seed), epochs)
     return {"main command": ours, "stock collab_learner": time.perf_counter() - started}
+
+
+def startup(repeats: int = 3) -> pd.DataFrame:
+    """Seconds that whole processes take before they do anything: columns process, seconds (median)."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = ("-m", "collab_repro", "--data", "synthetic", "--seeds", "1", "--epochs", "1")
+        _seconds_of(*command, "--out", folder)  # something to draw
+        processes = {
+            "import fastai.collab": ("-c", "import fastai.collab"),
+            "import collab_repro": ("-c", "import collab_repro"),
+            "--help": ("-m", "collab_repro", "--help"),
+            "plots": ("-m", "collab_repro", "plots", "--out", folder),
+        }
+        seconds = {n: median(_seconds_of(*p) for _ in range(repeats)) for n, p in processes.items()}
+    return pd.DataFrame(seconds.items(), columns=["process", "seconds"])
+
+
+def _seconds_of(*arguments: str) -> float:
+    """Seconds of a Python process with these arguments; raises RuntimeError with what it said last."""
+    started = time.perf_counter()
+    run = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+    if run.returncode:
+        raise RuntimeError(f"{' '.join(arguments)}: {(run.stderr.strip().splitlines() or ['failed'])[-1]}")
+    return time.perf_counter() - started

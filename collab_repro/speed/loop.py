@@ -27,6 +27,7 @@ from fastai.torch_core import to_device
 from torch import Tensor
 
 BATCH_EVENTS = [e for e in vars(event) if e.endswith(("_batch", "_pred", "_loss", "_backward", "_step"))]
+BAR = 25  # batches between two looks at the progress bar
 UNDERSTOOD = (TrainEvalCallback, Recorder, CastToTensor, ProgressCallback, ParamScheduler)
 
 
@@ -77,7 +78,7 @@ class FastLoop(Callback):
         """The epoch's batches on the model's device, set on the learner one by one as fastai does."""
         learn, model, loss_func = self.learn, self.learn.model, unwrapped(self.learn.loss_func)
         device, n_inp = next(model.parameters()).device, getattr(learn.dls, "n_inp", 1)
-        learn.n_iter = len(learn.dl)
+        learn.n_iter, bar = len(learn.dl), getattr(learn, "progress", None)
         with torch._C.DisableTorchFunctionSubclass():  # TensorBase costs more than the arithmetic
             for learn.iter, b in enumerate(learn.dl):  # noqa: B020 as fastai counts
                 b = b if b[0].device == device else to_device(b, device)
@@ -85,8 +86,10 @@ class FastLoop(Callback):
                 learn.pred = model(*learn.xb)
                 learn.loss = loss_func(learn.pred, *learn.yb)
                 yield learn.loss
-        if hasattr(learn, "progress"):
-            learn.progress.pbar.update(learn.n_iter)
+                if bar and learn.iter % BAR == BAR - 1:
+                    bar.pbar.update(learn.iter + 1)  # which draws a few times a second at most
+        if bar:
+            bar.pbar.update(learn.n_iter)
 
     def _train(self):
         learn, opt, recorder = self.learn, self.opt, self.recorder
