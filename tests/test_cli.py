@@ -91,14 +91,16 @@ MISTAKES = {
     "no such part": (["bench", "--parts", "loops,all"], "'loops,all' is not a list"),
     "no such title": (["--data", "OWN", "--title", "Film 12 (1900)"], "did you mean"),
     "nothing to plot": (["plots"], "holds no curves.csv"),
+    "no such folder": (["plots", "--out", "gone"], "there is no folder gone"),
 }
 
 
 @pytest.mark.parametrize(("arguments", "said"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_one_clear_line_and_exit_code_2(arguments, said, own_csv, tmp_path, capsys):
+def test_a_mistake_is_one_clear_line_and_exit_code_2(arguments, said, own_csv, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     command = [own_csv if argument == "OWN" else argument for argument in arguments]
     try:
-        code = main([*command, "--out", str(tmp_path / "out")])
+        code = main(command if "--out" in command else [*command, "--out", "."])
     except SystemExit as stop:  # argparse's own way
         code = stop.code
     error = capsys.readouterr().err.strip().splitlines()

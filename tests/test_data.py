@@ -528,7 +528,7 @@ class TestFiles:
 
     def test_losses_come_back_to_the_last_bit(self, tmp_path):
         file = tmp_path / "losses.csv"
-        losses = {"train_loss": np.random.default_rng(0).random(500) ** 9, "valid_loss": np.nan}
+        losses = {"train_loss": np.random.default_rng(0).random(500) ** 9, "valid_loss": 0.5}
         for rows in (pd.DataFrame({"seed": range(500), **losses}), pd.DataFrame([[0, 2.0, 1.0]])):
             table = rows.set_axis(["seed", *losses], axis=1)
             write_table(file, table)

@@ -74,7 +74,7 @@ def mine(planted, tmp_path_factory):
 def test_fifty_kills_while_writing_leave_every_file_whole(tmp_path):
     learned = made([[1.0] * 50] * 9)
     columns = dict.fromkeys(CURVES, 0.5) | {"data": "mine", "model": "DotProductBias"}
-    tables = [pd.DataFrame([columns] * n) for n in (10, 2_000)]
+    tables = [pd.DataFrame([columns] * n).assign(seed=range(n), epoch=0) for n in (10, 2_000)]
     reports = [b"short", b"long" * 1_000_000]
     turn, hits = random.Random(0), 0
 

@@ -65,7 +65,7 @@ def test_unknown_ones_can_be_the_average_of_the_trained():
 def test_wrong_settings_and_no_rows(learned):
     with pytest.raises(ValueError, match="unknown='zero'"):
         predict(learned, pd.DataFrame({"user": [1], "title": ["A"]}), unknown="zero")
-    with pytest.raises(ValueError, match=r"no column 'title'; they need \['user', 'title'\]"):
+    with pytest.raises(ValueError, match=r"no columns? 'title'; they need \['user', 'title'\]"):
         predict(learned, pd.DataFrame({"user": [1], "movie": ["A"]}))
     assert predict(learned, pd.DataFrame({"user": [], "title": []})).empty
 
