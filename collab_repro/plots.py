@@ -62,7 +62,7 @@ def plot_difference(
     wide = curves.pivot(index="epoch", columns=["model", "seed"], values=loss)
     ax = plt.subplots(figsize=(6, 4))[1] if ax is None else ax
     ax.axhline(0, color=looks.GREY, linewidth=0.8)
-    ax.plot(wide[second] - wide[first], color=looks.GREY, linewidth=0.8, alpha=0.7)
+    ax.plot(wide[second] - wide[first], color=looks.GREY, linewidth=0.9, alpha=0.7)
     ax.fill_between(mean.index, mean["low"], mean["high"], color="0.85", linewidth=0)
     ax.plot(mean["mean"], color="black", marker="o", markersize=4, linewidth=2)
     looks.epochs_axis(ax, f"difference in {looks.LOSSES[loss]}\n{second} − {first}")

@@ -23,8 +23,6 @@ from collab_repro.speed import big_batch
 SMALL = {"n_factors": 5}
 NAMES = ["DotProductBias", "DotProductBiasParams"]
 
-# --- compare, train -------------------------------------------------------------------------------
-
 
 def test_compare_gives_each_learners_numbers_alone_in_a_row_for_each_model_seed_and_epoch(few):
     found = compare(few, seeds=[3, 8], epochs=2, **SMALL)
@@ -68,9 +66,6 @@ def test_settings_reach_the_learners_and_the_fit(few):
 def test_models_of_one_name_are_refused_not_merged(few):
     with pytest.raises(ValueError, match="name"):
         train(few, [DotProduct, DotProduct], [0], 1, **SMALL)
-
-
-# --- same_start -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("models", [BOTH, BOTH[::-1]])
@@ -146,9 +141,6 @@ def test_a_broken_model_and_other_weights_are_found_out(few, broken, monkeypatch
 def test_identical_needs_all_losses_and_all_tables(losses, last, identical):
     found = SameStart(3, losses, {"movie_bias": True, "user_bias": last}, pd.DataFrame())
     assert found.identical == identical
-
-
-# --- the book's numbers ---------------------------------------------------------------------------
 
 
 def test_on_movielens_copied_weights_train_identically_and_all_end_where_the_book_does(ml100k):

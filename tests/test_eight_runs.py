@@ -7,7 +7,7 @@ from fastai.collab import EmbeddingDotBias, EmbeddingNN
 
 from collab_repro.chapter import BIAS_LISTS, RUNS, published
 from collab_repro.evidence import eight_runs
-from collab_repro.evidence.eight_runs import COLUMNS, against_the_book, reproduce, run_learner
+from collab_repro.evidence.eight_runs import COLUMNS, against_the_book, data_name, reproduce, run_learner
 from collab_repro.models import CollabNN, DotProduct, DotProductBias, DotProductBiasParams
 from collab_repro.training import fit
 
@@ -109,8 +109,8 @@ def losses(planted):
     return reproduce(planted, splits=2, epochs=2)
 
 
-def test_every_run_learns_something(losses):
-    assert list(losses.columns) == COLUMNS and set(losses["data"]) == {"synthetic"}
+def test_every_run_learns_something(losses, planted):
+    assert list(losses.columns) == COLUMNS and set(losses["data"]) == {data_name(planted)}
     assert losses[["run", "split", "epoch"]].to_numpy().tolist() == [
         [run, split, epoch] for run in RUNS for split in (0, 1) for epoch in (0, 1)
     ]
@@ -210,11 +210,21 @@ def test_rows_of_other_data_or_of_another_number_of_epochs_do_not_count(planted,
     if change == "half a split":
         path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
     epochs, ratings = (1 if change == "fewer epochs" else 2), planted.copy()
-    ratings.attrs = {**planted.attrs, "name": "mine" if change == "other data" else "synthetic"}
+    if change == "other data":  # of the same name
+        ratings.loc[0, "rating"] = 2 if planted.loc[0, "rating"] != 2 else 4
     trained.clear()
     table = reproduce(ratings, [4], 1, epochs, path)
     assert trained == [(4, 0)]
-    assert len(table) == epochs and set(table["data"]) == {ratings.attrs["name"]}
+    assert len(table) == epochs and set(table["data"]) == {data_name(ratings)}
+
+
+def test_a_name_is_taken_for_movielens_by_its_content_alone(planted, ml100k):
+    assert data_name(ml100k) == "ml-100k"
+    wrong = ml100k.iloc[1:]
+    assert wrong.attrs["name"] == "ml-100k" and data_name(wrong).startswith("ml-100k ")
+    again = planted.copy()
+    again.attrs = {**planted.attrs, "name": "other"}
+    assert data_name(again).split()[1] == data_name(planted).split()[1]
 
 
 def test_ratings_without_a_name_are_taken_up_too(planted, tmp_path, trained):

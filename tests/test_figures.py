@@ -93,7 +93,7 @@ def test_chapter_shows_every_run_with_the_book_on_it():
     for ax, (run, book) in zip(axes.flat, BOOK.groupby("run"), strict=True):
         assert ax.get_title("left").replace("\n", " ") == f"{run}. {book['name'].iloc[0]}"
         mean = CHAPTER[CHAPTER.run == run].groupby("epoch")[["train_loss", "valid_loss"]].mean().T
-        assert np.allclose(lines(ax, 2), mean) and len(lines(ax, 0.6)) == 8
+        assert np.allclose(lines(ax, 2), mean) and len(lines(ax, 0.8)) == 8
         hollow = [line.get_ydata() for line in ax.get_lines() if line.get_markerfacecolor() == "none"]
         assert np.allclose(hollow, book[["train_loss", "valid_loss"]].T)
         last = book.valid_loss.iloc[-1]

@@ -142,9 +142,6 @@ def test_no_learner_is_no_fault_but_one_twice_or_no_epoch_is(few):
             fit(wrong, epochs)
 
 
-# --- divergence -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("together", [1, 2])
 @pytest.mark.parametrize("settings, lr, where", [
     ({}, 1e30, r"epoch 0, batch \d+ .*learning rate"),
@@ -177,9 +174,6 @@ def test_a_bad_batch_of_one_of_several_models_is_named(few):
         learns[1].model.movie_bias.weight.fill_(float("inf"))
     with pytest.raises(DivergedError, match="epoch 0, batch 0 on"):
         fit(learns, epochs=1)
-
-
-# --- large sets -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n, bs", [(100, 64), (80_000, 1024), (800_000, 4096), (20_000_000, 65_536)])

@@ -58,9 +58,6 @@ def by_hand(model: nn.Module, x) -> torch.Tensor:
     return torch.stack(scores)
 
 
-# --- predictions ----------------------------------------------------------------------------------
-
-
 @each_model
 def test_predictions_are_the_dot_product_and_biases_through_the_sigmoid_if_any(model, x):
     bare, squashed = (drawn_wide(made(model, y_range=y_range)) for y_range in (None, (0, 5.5)))
@@ -106,9 +103,6 @@ def test_collab_nn_joins_embeddings_of_different_widths_and_trains_all(x):
     assert all(p.grad.abs().sum() > 0 for p in net.parameters())
 
 
-# --- initial weights ------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "model, sd, low, high", [(DotProductBias, 0.0087, 0.019, 0.02), (DotProductBiasParams, 0.01, 0.03, 0.1)]
 )
@@ -123,9 +117,6 @@ def test_create_params_takes_size_and_sd():
     torch.manual_seed(0)
     table = create_params([2000, 3], sd=2.0)
     assert table.shape == (2000, 3) and table.std().item() == pytest.approx(2, abs=0.1)
-
-
-# --- tables, and copies of them -------------------------------------------------------------------
 
 
 @each_model

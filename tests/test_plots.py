@@ -165,7 +165,7 @@ def test_curves_show_seeds_means_and_book():
     for ax, loss in zip(axes, ("train_loss", "valid_loss"), strict=True):
         means = [data[data.model == m].groupby("epoch")[loss].mean() for m in data.model.unique()]
         assert np.allclose(lines(ax, 2), means)
-        assert len(lines(ax, 0.6)) == 6
+        assert len(lines(ax, 0.8)) == 6
         hollow = [line for line in ax.get_lines() if line.get_markerfacecolor() == "none"]
         book = [published(run)[loss].tolist() for run in (4, 5)]
         assert [line.get_ydata().tolist() for line in hollow] == book
@@ -208,7 +208,7 @@ def test_difference_shows_what_compare_computes():
     assert np.allclose(lines(ax, 2)[0], expected["mean"])
     seeds = data.pivot(index="epoch", columns=["model", "seed"], values="valid_loss")
     thin = (seeds["DotProductBiasParams"] - seeds["DotProductBias"]).T.to_numpy()
-    assert np.allclose(lines(ax, 0.6), thin)
+    assert np.allclose(lines(ax, 0.9), thin)
     low, high = ax.collections[0].get_datalim(ax.transData).intervaly
     assert np.isclose(low, expected.low.min()) and np.isclose(high, expected.high.max())
     assert ax.get_ylim()[0] < 0 < ax.get_ylim()[1] and any(not np.any(line) for line in lines(ax, 0.8))

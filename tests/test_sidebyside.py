@@ -5,7 +5,8 @@ import torch
 from fastai.collab import EmbeddingDotBias
 from test_loop import assert_same, quietly
 
-from collab_repro import DotProduct, DotProductBiasParams, learner
+from collab_repro import learner
+from collab_repro.models import FROM_SIZES
 from collab_repro.speed.sidebyside import fit_side_by_side
 
 ODD = 7  # factors: no multiple of any vector width
@@ -26,19 +27,16 @@ def alone(learns, epochs=2, lr=5e-3, wd=0.1):
 
 @pytest.mark.filterwarnings("ignore:Constructing a Categorical")  # fastai's way of finding the unknown
 @pytest.mark.parametrize(
-    "settings, common",
+    "settings, common, rare",
     [
-        (SEEDS, {}),
-        (SEEDS, {"model": DotProduct}),
-        (SEEDS, {"model": DotProductBiasParams}),
-        (SEEDS, {"model": EmbeddingDotBias}),
-        (SEEDS, {"n_factors": 16}),
-        ([{"split": 0}, {"order": 5}, {"init": 6}, {}], {"seed": 1}),
-        (SEEDS, {"bs": 96}),  # the last batches, of 64 rows, are not full
-        (SEEDS, {"bs": 100, "y_range": None}),
+        (SEEDS, {}, False),
+        *((SEEDS, {"model": model}, True) for model in (*FROM_SIZES, EmbeddingDotBias)),
+        (SEEDS, {"n_factors": 16}, True),
+        ([{"split": 0}, {"order": 5}, {"init": 6}, {}], {"seed": 1}, False),
+        (SEEDS, {"bs": 96}, False),  # the last batches, of 64 rows, are not full
+        (SEEDS, {"bs": 100, "y_range": None}, True),
     ],
 )
-@pytest.mark.parametrize("rare", [False, True])
 def test_each_ends_to_the_bit_where_it_ends_alone(few, settings, common, rare):
     if rare:  # films so rare that a split misses some, and vocabularies differ in size
         few = few[["user", "movie", "rating"]].copy()

@@ -52,9 +52,6 @@ def weights_of(learn) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in learn.model.parameters()])
 
 
-# --- the learner ----------------------------------------------------------------------------------
-
-
 def test_a_learner_is_what_the_chapter_makes(planted):
     learn = learner(planted)
     assert isinstance(learn.model, DotProductBias) and isinstance(learn.loss_func.func, torch.nn.MSELoss)
@@ -140,9 +137,6 @@ def test_an_integer_item_seen_only_in_validation_falls_on_the_unknown_row(few):
     movies = ids.loc[learn.dls.valid.items.index, "movie"]
     unseen = ~movies.isin(ids.loc[split_of(learn), "movie"])
     assert unseen.sum() > 2 and (learn.dls.valid.items["movie"][unseen] == 0).all()
-
-
-# --- its curve ------------------------------------------------------------------------------------
 
 
 def test_a_curve_has_its_labels_first_and_one_row_an_epoch(learn):
