@@ -6,9 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fastai.collab import EmbeddingDotBias
-from scipy import stats
-
 from collab_repro.compare import (
     SameStart,
     compare,
@@ -19,6 +16,9 @@ from collab_repro.compare import (
     summary,
     train,
 )
+from fastai.collab import EmbeddingDotBias
+from scipy import stats
+
 from collab_repro.models import CollabNN, DotProduct, DotProductBias, DotProductBiasParams, tables
 from collab_repro.training import fit, learner
 

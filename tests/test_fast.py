@@ -6,6 +6,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from collab_repro.fast import FastLoop, FusedAdam, few_threads, in_numbers, unwrapped
+from collab_repro.loaders import RatingsDL
 from fastai.callback.core import Callback, CancelFitException, CancelTrainException
 from fastai.callback.schedule import (
     Learner,
@@ -26,8 +28,6 @@ from fastai.metrics import mae, rmse
 from fastai.optimizer import SGD, Adam
 from torch import nn
 
-from collab_repro.fast import FastLoop, FusedAdam, few_threads, in_numbers, unwrapped
-from collab_repro.loaders import RatingsDL
 from collab_repro.models import CollabNN, DotProduct, DotProductBias, DotProductBiasParams
 
 MODELS = [DotProduct, DotProductBias, DotProductBiasParams]

@@ -11,7 +11,7 @@ from fastai.tabular.model import get_emb_sz
 from test_loop import assert_same
 from test_sidebyside import alone, learners
 
-from collab_repro import CollabNN, DotProductBias, DotProductBiasParams, fit, learner
+from collab_repro import CollabNN, DotProductBias, DotProductBiasParams, RatingsDL, fit, learner
 from collab_repro.speed import DivergedError, big_batch
 from collab_repro.speed.sidebyside import fit_side_by_side
 
@@ -69,6 +69,13 @@ def another_loader(learn):
     learn.dls.loaders[1] = TabDataLoader(valid.dataset, bs=64, device=valid.device)
 
 
+class Doubled(RatingsDL):
+    """A loader that changes what it serves."""
+
+    def __iter__(self):
+        yield from ((x, 2 * y) for x, y in super().__iter__())
+
+
 OWN = {  # what a user may change about a Learner
     "loss": lambda learn: setattr(learn, "loss_func", L1LossFlat()),
     "sum": lambda learn: setattr(learn, "loss_func", MSELossFlat(reduction="sum")),
@@ -77,6 +84,7 @@ OWN = {  # what a user may change about a Learner
     "callback": lambda learn: learn.add_cb(Quiet()),
     "fitted": lambda learn: alone([learn], epochs=1),
     "loader": another_loader,
+    "own loader": lambda learn: setattr(learn.dls.train, "__class__", Doubled),
     "drop_last": lambda learn: setattr(learn.dls.valid, "drop_last", True),
     "moms": lambda learn: setattr(learn, "moms", (0.8, 0.7, 0.8)),
 }

@@ -93,8 +93,9 @@ def test_fifty_kills_while_writing_leave_every_file_whole(tmp_path):
         before = unfinished(tmp_path)
         child = forked(work_on)
         time.sleep(turn.uniform(0, 0.02))
-        while kill % 2 and unfinished(tmp_path) <= before:
-            pass  # every other kill waits for a file half written
+        until = time.monotonic() + 5 * (kill % 2)  # every other kill waits for a file half written
+        while unfinished(tmp_path) <= before and time.monotonic() < until:
+            pass
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         hits += bool(unfinished(tmp_path) - before)

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from collab_repro.loaders import RatingsDL, TensorDL, narrow, shuffled
 from fastai.callback.schedule import Learner
 from fastai.collab import CollabDataLoaders
 from fastai.learner import load_learner
@@ -15,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import TensorDataset
 
-from collab_repro.loaders import RatingsDL, TensorDL, narrow, shuffled
 from collab_repro.models import DotProductBias
 
 # What fastai's own loader makes torch say of pandas' memory, once a process.

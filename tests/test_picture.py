@@ -12,9 +12,9 @@ from matplotlib.image import imread
 from matplotlib.patches import Rectangle
 from test_plots import overlaps, texts
 
-from collab_repro.evidence.picture import plot_gather_scatter
-from collab_repro.evidence.lookups import LOOKUPS, gradient
 from collab_repro.command.folder import save_figure
+from collab_repro.evidence.lookups import LOOKUPS, gradient
+from collab_repro.evidence.picture import plot_gather_scatter
 
 TABLE = torch.arange(8.0).view(4, 2)
 IDX = torch.tensor([2, 0, 2])
