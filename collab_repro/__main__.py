@@ -90,7 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     module, function = COMMANDS[args.command]
     os.environ["MPLBACKEND"] = "Agg"  # figures go to files, whatever else is set
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # a terminal may lack some letters
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal may lack some letters
 
     def command() -> None:
         ratings = ratings_for(args) if "data" in args else None

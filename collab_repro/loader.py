@@ -30,7 +30,7 @@ def narrow(column: Tensor) -> Tensor:
     """An integer `column` in the narrowest type that holds it, a float one as float32."""
     if column.is_floating_point():
         return column.float()
-    largest = int(column.abs().max()) if len(column) else 0
+    largest = max(-int(column.min()), int(column.max())) if len(column) else 0
     types = (torch.int8, torch.int16, torch.int32, torch.int64)
     return column.to(next(dtype for dtype in types if largest <= torch.iinfo(dtype).max))
 

@@ -84,10 +84,10 @@ def curve(learn: Learner, **labels) -> pd.DataFrame:
     skipped or cut short by a callback are left out. Raises ValueError when no fit is recorded: fastai's
     `validate` and `get_preds` clear it.
     """
-    names = list(getattr(learn.recorder, "metric_names", []))[1:-1]  # without epoch and time
-    rows = [
-        dict(zip(names, row, strict=True)) if len(row) == len(names) else {} for row in learn.recorder.values
-    ]
+    recorded = vars(learn.recorder)
+    names = [name for name in recorded.get("metric_names", []) if name not in ("epoch", "time")]
+    values = [row if len(row) == len(names) else [] for row in recorded.get("values", [])]
+    rows = [dict(zip(names, row, strict=False)) for row in values]
     if not {"train_loss", "valid_loss"} <= set(names) or not any(rows):
         raise ValueError("no fit is recorded: take the curve before validate() or get_preds() clear it")
     losses = pd.DataFrame(rows, columns=["train_loss", "valid_loss"], dtype=float)

@@ -59,7 +59,7 @@ def fit(
     """`learn.fit_one_cycle(epochs, lr, wd=wd)` for each of `learns`, many at once where that is possible.
 
     Weights, optimizer states, recorded losses and curves are those of each Learner fitted alone: to the
-    bit where all batches are multiples of 16 rows (MovieLens 100K's are), else within rounding, for
+    bit where all batches are multiples of 32 rows (MovieLens 100K's are), else within rounding, for
     PyTorch computes the last few sigmoids of a batch in another way.
 
     Untrained Learners of one table-only model with equally many batches are trained side by side, and
@@ -161,6 +161,7 @@ def _state(learn: Learner) -> dict:
 
 def _restore(learn: Learner, state: dict) -> None:
     learn.model.load_state_dict(state["model"])
+    learn.model.eval()  # as validation leaves it
     learn.create_opt()
     learn.opt.load_state_dict(state["opt"])
     for name, value in state["recorder"].items():

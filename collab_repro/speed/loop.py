@@ -151,7 +151,8 @@ ONE_THREAD = 131_072  # elements up to which one thread was faster than two, on 
 
 def work_of(learn: Learner) -> int:
     """The number of elements of a training batch's largest tensor."""
-    return learn.dls.train.bs * max((p.shape[1] for p in learn.model.parameters() if p.ndim > 1), default=1)
+    bs = getattr(learn.dls.train, "bs", None) or learn.dls.train.batch_size  # fastai's loader, or PyTorch's
+    return bs * max((p.shape[1] for p in learn.model.parameters() if p.ndim > 1), default=1)
 
 
 @contextmanager
