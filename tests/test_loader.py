@@ -112,6 +112,15 @@ def test_rows_split_over_several_chunks_are_served_as_from_one(monkeypatch):
 
 
 @STOCK
+def test_fastais_own_loader_without_weights_meets_every_row_once(planted):
+    """The cure that needs no package: `dl_type=TabDataLoader`."""
+    numbered = planted.assign(rating=range(len(planted)))[["user", "title", "rating"]]
+    dls = CollabDataLoaders.from_df(numbered, item_name="title", bs=50, seed=1, dl_type=TabDataLoader)
+    for _ in range(2):
+        rows = torch.cat([y for _, y in dls.train]).flatten().tolist()
+        assert sorted(rows) == sorted(dls.train_ds.items["rating"]) and rows != sorted(rows)
+
+
 def test_fastais_default_loader_still_meets_only_63_percent_of_the_rows(planted):
     dls = CollabDataLoaders.from_df(planted, item_name="title", bs=64, seed=1, drop_last=False)
     rows = [tuple(row) for x, y in dls.train for row in torch.cat([x, y.long()], 1).tolist()]
