@@ -5,7 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from importlib import import_module
 from io import StringIO
 from pathlib import Path
@@ -117,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Timeout:
             return _fail(f"another run is writing in {args.out}: wait for it, or give another --out")
         except BrokenPipeError:  # nobody reads on; all files are written before anything is printed
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+            with suppress(AttributeError, OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as error:
             return _fail(f"{error.filename or args.out}: {error.strerror or error}")
         except KeyboardInterrupt:
