@@ -80,7 +80,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code: 0, 2 after one clear line on stderr, 130 when interrupted."""
+    """Run the command line; the exit code: 0, 2 after one clear line on stderr, 130 when interrupted.
+
+    It is 141 when nobody reads the output any more.
+    """
     args = parser().parse_args(argv)
     from filelock import FileLock, Timeout
     from tqdm import tqdm
@@ -116,9 +119,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 command()
         except Timeout:
             return _fail(f"another run is writing in {args.out}: wait for it, or give another --out")
-        except BrokenPipeError:  # nobody reads on; all files are written before anything is printed
+        except BrokenPipeError:  # the reader of a pipe has ended, as `head` does
             with suppress(AttributeError, OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return _fail(f"nobody reads the output any more; what is finished is in {args.out}", code=141)
         except OSError as error:
             return _fail(f"{error.filename or args.out}: {error.strerror or error}")
         except KeyboardInterrupt:

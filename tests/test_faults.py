@@ -15,6 +15,7 @@ from collab_repro.command.chapter8 import constant_mse
 from collab_repro.command.folder import CURVES
 from collab_repro.recommend.learned import LearnedFileError
 from collab_repro.sources.files import FileError, read_losses, write_table
+from collab_repro.speed import usable_cores
 
 
 @pytest.fixture(scope="module")
@@ -141,5 +142,23 @@ def test_what_a_finished_run_found_is_saved_before_it_is_printed(planted, tmp_pa
     monkeypatch.setattr("sys.stdout", Closed())
     out = tmp_path / "out"
     command = ["--data", str(tmp_path / "mine.csv"), "--seeds", "1", "--epochs", "1", "--out", str(out)]
-    assert main(command) == 0
+    assert main(command) == 141
     assert {"curves.csv", "report.md", "curves.png"} <= {file.name for file in out.iterdir()}
+
+
+def test_a_title_without_training_rows_costs_its_section_alone(planted, tmp_path, capsys):
+    held = learner(planted, seed=0, n_factors=4).dls.valid_ds.items.index
+    mine = planted[["user", "title", "rating"]].copy()
+    mine.loc[held[0], "title"] = "Only held out"
+    mine.to_csv(tmp_path / "mine.csv", index=False)
+    command = ["--data", str(tmp_path / "mine.csv"), "--seeds", "1", "--epochs", "1", "--out", str(tmp_path)]
+    assert main([*command, "--title", "Only held out"]) == 0
+    assert "nothing was learned" in capsys.readouterr().out and (tmp_path / "report.md").exists()
+
+
+def test_a_daemonic_process_trains_in_itself(monkeypatch):
+    class Daemon:
+        daemon = True
+
+    monkeypatch.setattr("multiprocessing.current_process", Daemon)
+    assert usable_cores() == 1

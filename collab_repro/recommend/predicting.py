@@ -1,6 +1,6 @@
 """Predicted ratings from a model's tables."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ CHUNK = 1 << 16  # rows scored at a time, so that memory does not grow with the 
 
 
 def predict(
-    learn: "Learner | Learned | Sequence[Learner | Learned]",  # noqa: F821
+    learn: "Learner | Learned | Iterable[Learner | Learned]",  # noqa: F821
     rows: pd.DataFrame,
     unknown: str = "error",
 ) -> pd.Series:
@@ -26,7 +26,7 @@ def predict(
     ("Bootstrapping a Collaborative Filtering Model"). Ids are compared exactly: 7 is not "7".
 
     Raises `UnknownId` naming the first few (`UnknownTitle` when it is titles alone), ValueError
-    for missing columns or another `unknown`.
+    for no model, for missing or doubled columns, or another `unknown`.
     """
     if not hasattr(learn, "dls") and not isinstance(learn, Learned):
         if not (learns := list(learn)):
