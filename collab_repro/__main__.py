@@ -5,11 +5,9 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout, suppress
+from contextlib import suppress
 from importlib import import_module
-from io import StringIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from .bench import PARTS
 
@@ -101,11 +99,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         with tqdm(desc="loading fastai", unit="epoch", disable=None, leave=False) as bar:
             getattr(import_module(f"collab_repro.{module}"), function)(args, ratings, bar)
 
-    if int(os.environ.get("RANK", 0)):  # under torchrun all processes train, and the first one reports
-        with redirect_stdout(StringIO()), TemporaryDirectory() as out:
-            args.out = Path(out)
-            command()
-        return 0
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "You are using `torch.load`")  # by pickle, before PyTorch 2.6
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # stock fastai's loader

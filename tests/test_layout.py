@@ -59,7 +59,7 @@ def imports(module: str, source: str | None = None) -> set[str]:
         ("plots", "def plot():\n    import collab_repro.speed.loop", {"speed.loop"}),
         ("plots", "def plot():\n    from collab_repro.speed.loop import FastLoop", {"speed.loop"}),
         ("plots", "from collab_repro import fit", {""}),
-        ("speed.loop", "from ..loader import BS\nfrom . import ranks", {"loader", "speed.ranks"}),
+        ("speed.loop", "from ..loader import BS\nfrom . import batches", {"loader", "speed.batches"}),
         ("speed", "from . import loop\nimport os.path", {"speed.loop"}),
     ],
 )  # fmt: skip

@@ -11,14 +11,13 @@ from fastai.collab import CollabDataLoaders
 from fastai.learner import load_learner
 from fastai.losses import MSELossFlat
 from fastai.tabular.core import TabDataLoader
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import TensorDataset
 
 from collab_repro.loader import RatingsDL, TensorDL, narrow, shuffled
 from collab_repro.models import DotProductBias
 from collab_repro.speed import FastLoop
-from collab_repro.speed.ranks import SharedDL
 
 # What fastai's own loader makes torch say of pandas' memory, once a process.
 STOCK = pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
@@ -65,31 +64,19 @@ def predictions(learn, **kwargs):
 @given(
     n=st.integers(0, 120),
     bs=st.integers(1, 40),
-    world=st.integers(1, 5),
     drop_last=st.booleans(),
     shuffle=st.booleans(),
     seed=st.integers(0, 2**40),
 )
-@example(n=7, bs=2, world=3, drop_last=False, shuffle=True, seed=0)  # a rest too small to be shared out
 @settings(max_examples=150, deadline=None)
-def test_one_or_all_ranks_together_serve_every_row_once(n, bs, world, drop_last, shuffle, seed):
-    common = {"shuffle": shuffle, "shuffle_seed": seed, "drop_last": drop_last}
-    one, whole = (numbered(n, bs=size, **common) for size in (bs * world, bs))
-    full, rest = divmod(n, bs * world)
-    if n < world:
-        with pytest.raises(ValueError, match=f"{n} rows can't be shared by {world} processes"):
-            SharedDL(whole, 0, world)
-    ranks = [SharedDL(whole, r, world) for r in range(world)] if n >= world else []
+def test_every_row_is_served_once_an_epoch(n, bs, drop_last, shuffle, seed):
+    dl = numbered(n, bs=bs, shuffle=shuffle, shuffle_seed=seed, drop_last=drop_last)
+    full, rest = divmod(n, bs)
     for _ in range(2):
-        alone, each = served(one), [served(dl) for dl in ranks]
-        assert [len(batch) for batch in alone] == [bs * world] * full + [rest] * (not drop_last and rest > 0)
-        assert len(one) == len(alone) and len(set(flat(alone))) == len(flat(alone))
-        assert [len(dl) for dl in ranks] == [len(batches) for batches in each]
-        if ranks:  # step by step they are one loader, but for a rest too small to be shared out
-            steps = [sorted(flat(step)) for step in zip(*each, strict=True)]
-            if 0 < rest < world and not drop_last and full:
-                alone[-2:] = [flat(alone[-2:])]
-            assert steps == [sorted(batch) for batch in alone]
+        batches = served(dl)
+        assert [len(batch) for batch in batches] == [bs] * full + [rest] * (not drop_last and rest > 0)
+        assert len(dl) == len(batches) and len(set(flat(batches))) == len(flat(batches))
+        assert shuffle or flat(batches) == list(range(len(flat(batches))))
 
 
 def test_an_epoch_of_a_frame_has_every_training_row_once_and_x_belongs_to_its_y(few):

@@ -3,8 +3,7 @@
 - loop: `FastLoop`, fastai's training loop without the calls it makes for every batch.
 - optimizer: `FusedAdam`, fastai's Adam in one kernel a step.
 - fitting: `fit`, `fit_one_cycle` for one or many Learners.
-- sidebyside: many seeds of one model in one pass; processes: several such passes at a time;
-  ranks: one model on several processes, under `torchrun`.
+- sidebyside: many seeds of one model in one pass; processes: several such passes at a time.
 - batches: `big_batch`, settings for large sets of ratings. It alone changes the numbers.
 """
 

@@ -21,7 +21,6 @@ from ..models import FROM_SIZES, CollabNN
 from .loop import FastLoop, few_threads, work_of
 from .optimizer import FusedAdam
 from .processes import in_processes, usable_cores
-from .ranks import distributed, is_distributed
 from .sidebyside import fit_side_by_side
 from .stopwatch import Stopwatch
 
@@ -64,8 +63,8 @@ def fit(
 
     Untrained Learners of one table-only model with equally many batches are trained side by side, and
     `processes` of such passes (all usable cores when None) run at a time. Learners with anything of your
-    own (metrics, a loss, callbacks, hooks, an optimizer, ...) are fitted one by one, as is everything under
-    `torchrun`, or with a `slice` as `lr`. `progress` is called with the number of model-epochs whenever
+    own (metrics, a loss, callbacks, hooks, an optimizer, ...) are fitted one by one, as is everything with a
+    `slice` as `lr`. `progress` is called with the number of model-epochs whenever
     some are done. Raises ValueError for the same Learner twice or less than one epoch, `DivergedError`
     when a loss is no longer a finite number, `WorkerDied` when a process was killed.
     """
@@ -76,11 +75,10 @@ def fit(
     for learn in learns:
         if not hasattr(learn, "stopwatch"):
             learn.add_cb(Stopwatch())
-    plain = [ln for ln in learns if one_rate and not is_distributed() and _is_usual(ln)]
+    plain = [ln for ln in learns if one_rate and _is_usual(ln)]
     for learn in learns:
         if learn not in plain:
-            with distributed(learn):
-                _fit_alone(learn, epochs, lr, wd, progress)
+            _fit_alone(learn, epochs, lr, wd, progress)
 
     cores, passes = usable_cores() if processes is None else processes, []
     for _, alike in groupby(plain, key=_kind):
