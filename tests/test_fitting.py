@@ -87,6 +87,9 @@ OWN = {  # what a user may change about a Learner
     "own loader": lambda learn: setattr(learn.dls.train, "__class__", Doubled),
     "drop_last": lambda learn: setattr(learn.dls.valid, "drop_last", True),
     "moms": lambda learn: setattr(learn, "moms", (0.8, 0.7, 0.8)),
+    "padding": lambda learn: setattr(learn.model.user_factors, "padding_idx", 1),
+    "by frequency": lambda learn: setattr(learn.model.movie_factors, "scale_grad_by_freq", True),
+    "max_norm": lambda learn: setattr(learn.model.movie_factors, "max_norm", 0.01),
 }
 
 

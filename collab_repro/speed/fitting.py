@@ -31,6 +31,7 @@ PLAIN_CALLBACKS = {TrainEvalCallback, Recorder, CastToTensor, ProgressCallback, 
 TABLE_MODELS = {*FROM_SIZES, EmbeddingDotBias}
 KNOWN_MODULES = {*TABLE_MODELS, CollabNN, EmbeddingNN, Embedding, nn.Embedding, nn.ModuleList, nn.Sequential}
 KNOWN_MODULES |= {LinBnDrop, SigmoidRange, nn.Linear, nn.ReLU, nn.Dropout, nn.BatchNorm1d}
+PLAIN_TABLE = {"padding_idx": None, "max_norm": None, "scale_grad_by_freq": False, "sparse": False}
 LOADING = {"get_idxs", "batches", "rows", "sizes", "before_iter", "after_iter"}  # methods of a loader
 RECORDED = "losses", "values", "lrs", "iters", "hps", "metric_names"
 
@@ -137,9 +138,10 @@ def _is_usual(learn: Learner) -> bool:
 
 
 def _kind(learn: Learner) -> tuple:
-    """Equal for Learners that can be trained as one: untrained, of tables alone, equally many batches."""
-    dls = list(learn.dls)
-    if learn.opt is not None or type(learn.model) not in TABLE_MODELS or not all(dl.n for dl in dls):
+    """Equal for Learners that can be trained as one: untrained, of plain tables alone, equally many batches."""
+    dls, tables = list(learn.dls), [vars(m) for m in learn.model.modules() if isinstance(m, nn.Embedding)]
+    plain = type(learn.model) in TABLE_MODELS and all(t.items() >= PLAIN_TABLE.items() for t in tables)
+    if learn.opt is not None or not plain or not all(dl.n for dl in dls):
         return (id(learn),)
     sizes = [(dl.n, dl.bs, dl.drop_last) for dl in dls]
     return type(learn.model), learn.model.y_range, learn.moms, work_of(learn), *sizes
