@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a terminal may lack some letters
 
     def command() -> None:
-        ratings = ratings_for(args) if "data" in args else None
+        ratings = ratings_for(args) if args.command != "plots" else None
         with tqdm(desc="loading fastai", unit="epoch", disable=None, leave=False) as bar:
             getattr(import_module(f"collab_repro.{module}"), function)(args, ratings, bar)
 

@@ -102,14 +102,17 @@ def factor_pca(learn, n_components: int = 3, top: int = 1000) -> pd.DataFrame:
     `.attrs["explained_variance"]` lists each component's share of the variance, 0 to 1.
     Raises ValueError for more components than factors or titles.
     """
-    from sklearn.decomposition import PCA
-
     factors = movie_factors(learn).loc[n_ratings(learn).index[:top]].astype(float)
-    pca = PCA(n_components, svd_solver="full").fit(factors)
-    largest = np.abs(pca.components_).argmax(axis=1)
-    signs = np.sign(pca.components_[range(n_components), largest])
-    components = pd.DataFrame(pca.transform(factors) * signs, factors.index)
-    components.attrs = factors.attrs | {"explained_variance": pca.explained_variance_ratio_.tolist()}
+    if not 1 <= n_components <= min(factors.shape):
+        raise ValueError(
+            f"n_components={n_components} of {len(factors)} titles with {factors.shape[1]} factors"
+        )
+    centred = (factors - factors.mean()).to_numpy()
+    _, scales, axes = np.linalg.svd(centred, full_matrices=False)  # axes: (min, n_factors)
+    signs = np.sign(axes[range(len(axes)), np.abs(axes).argmax(axis=1)])
+    components = pd.DataFrame(centred @ (axes.T * signs)[:, :n_components], factors.index)
+    shares = (scales**2 / (scales**2).sum())[:n_components]
+    components.attrs = factors.attrs | {"explained_variance": shares.tolist()}
     return components
 
 

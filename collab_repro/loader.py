@@ -13,6 +13,7 @@ from itertools import islice
 import numpy as np
 import torch
 from fastai.data.core import TfmdDL
+from fastai.data.transforms import Categorize
 from fastai.tabular.core import ReadTabBatch, Tabular
 from torch import Tensor
 
@@ -30,13 +31,13 @@ def narrow(column: Tensor) -> Tensor:
     """An integer `column` in the narrowest type that holds it, a float one as float32."""
     if column.is_floating_point():
         return column.float()
-    largest = max(-int(column.min()), int(column.max())) if len(column) else 0
+    largest = max(-int(column.min()), int(column.max())) if column.numel() else 0
     types = (torch.int8, torch.int16, torch.int32, torch.int64)
     return column.to(next(dtype for dtype in types if largest <= torch.iinfo(dtype).max))
 
 
 class TensorDL(TfmdDL):
-    """Batches cut from tensors in memory: `dataset.tensors` is (x, y) or (x,), of equal length.
+    """Batches cut from tensors in memory: `dataset.tensors`, usually (x, y), of equal length.
 
     `shuffle_seed` (0 or more) fixes the order of every epoch; the global random state plays no part. Each
     iteration is the next epoch; `one_batch` and `show_batch` do not count as one.
@@ -68,8 +69,8 @@ class TensorDL(TfmdDL):
         return len(self.sizes(self.n))
 
     def rows(self, idxs: Tensor) -> tuple[Tensor, ...]:
-        """The rows `idxs` of every column on this loader's device; ids as int64, ratings as float32."""
-        picked = [t[idxs].float() if i else t[idxs].long() for i, t in enumerate(self.tensors)]
+        """The rows `idxs` of every tensor on this loader's device, as int64 or float32."""
+        picked = [t[idxs] if t.is_floating_point() else t[idxs].long() for t in self.tensors]
         return tuple(t if self.device is None else t.to(self.device) for t in picked)
 
     def do_item(self, s):
@@ -79,7 +80,7 @@ class TensorDL(TfmdDL):
         return self.rows(torch.as_tensor(b))
 
     def batches(self) -> Iterator[tuple[Tensor, ...]]:
-        """This epoch's batches before `after_batch`: x (bs, 2) int64 and, where known, y (bs, 1) float32."""
+        """This epoch's batches before `after_batch`: for ratings x (bs, 2) int64 and y (bs, 1) float32."""
         idxs = self.get_idxs()
         self.epoch_no += 1
         if not isinstance(idxs, Tensor):  # a `get_idxs` of the user's own
@@ -112,14 +113,24 @@ class ReadTensors(ReadTabBatch):
 
 
 class RatingsDL(TensorDL):
-    """`TensorDL` over the encoded columns of a fastai `Tabular`: pass it as `dl_type` to `from_df`."""
+    """`TensorDL` over the encoded columns of a fastai `Tabular`: pass it as `dl_type` to `from_df`.
 
-    def __init__(self, dataset, bs=BS, shuffle=False, after_batch=None, **kwargs):
+    A batch is fastai's: categories (bs, n) int64, continuous columns (bs, m) float32 unless the data is
+    collaborative, and where known the targets, int64 for classes and float32 otherwise. Raises ValueError
+    for `wgts`: rows drawn by weight do not come once an epoch.
+    """
+
+    def __init__(self, dataset, bs=BS, shuffle=False, after_batch=None, wgts=None, **kwargs):
+        if wgts is not None:
+            raise ValueError("RatingsDL serves every row once an epoch; for wgts use fastai's TabWeightedDL")
         after_batch = ReadTensors(dataset) if after_batch is None else after_batch
         super().__init__(dataset, bs=bs, shuffle=shuffle, after_batch=after_batch, **kwargs)
 
     def read(self, dataset: Tabular) -> tuple[Tensor, ...]:
-        x = torch.tensor(dataset.items[list(dataset.cat_names)].to_numpy(np.int64))  # (n, 2)
-        if not set(dataset.y_names) <= set(dataset.items.columns):  # rows to predict have no rating
-            return (x,)
-        return x, torch.tensor(dataset.items[list(dataset.y_names)].to_numpy(np.float32))  # (n, 1)
+        targets = list(dataset.y_names)
+        known = targets if set(targets) <= set(dataset.items.columns) else []  # rows to predict have none
+        classes = any(isinstance(proc, Categorize) for proc in dataset.procs.fs)
+        columns = [(list(dataset.cat_names), np.int64)]
+        columns += [(list(dataset.cont_names), np.float32)] * dataset.with_cont
+        columns += [(known, np.int64 if classes else np.float32)] * bool(known)
+        return tuple(torch.tensor(dataset.items[names].to_numpy(kind)) for names, kind in columns)

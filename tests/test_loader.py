@@ -8,9 +8,12 @@ import pytest
 import torch
 from fastai.callback.schedule import Learner
 from fastai.collab import CollabDataLoaders
+from fastai.data.block import CategoryBlock, RegressionBlock
 from fastai.learner import load_learner
 from fastai.losses import MSELossFlat
-from fastai.tabular.core import TabDataLoader
+from fastai.tabular.core import Categorify, FillMissing, Normalize, TabDataLoader
+from fastai.tabular.data import TabularDataLoaders
+from fastai.tabular.learner import tabular_learner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import TensorDataset
@@ -272,3 +275,28 @@ def test_ratings_of_any_numeric_type_make_no_noise_and_share_no_memory_with_the_
     kept = y.clone()
     dls.valid.items["rating"] *= 2
     assert torch.equal(y, kept)
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # fastai's own loader
+@pytest.mark.parametrize("conts", [["age", "year"], []])
+@pytest.mark.parametrize("target, block", [("liked", CategoryBlock), ("rating", RegressionBlock)])
+def test_of_any_tabular_data_it_serves_what_fastais_loader_serves(target, block, conts):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"age": rng.normal(size=200), "year": rng.normal(size=200)})
+    frame = frame.assign(genre=rng.choice(["a", "b", "c"], 200), rating=rng.normal(size=200))
+    frame["liked"] = np.where(frame["rating"] > 0, "yes", "no")
+    frame.loc[[3, 150], "age"] = np.nan
+    columns = {"cat_names": ["genre"], "cont_names": conts, "y_names": target, "y_block": block()}
+    columns |= {"procs": [Categorify, FillMissing, Normalize], "valid_idx": list(range(50)), "bs": 32}
+    dls, stock = (TabularDataLoaders.from_df(frame, **columns, dl_type=t) for t in (RatingsDL, TabDataLoader))
+    for ours, theirs in zip(
+        *([*d.valid, d.test_dl(frame[:5]).one_batch()] for d in (dls, stock)), strict=True
+    ):
+        for one, other in zip(ours, theirs, strict=True):
+            assert torch.equal(one, other.as_subclass(torch.Tensor).to(one.dtype))
+    learn = tabular_learner(dls, layers=[4])
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(1)
+        assert len(learn.predict(frame.iloc[0])) == 3
+    with pytest.raises(ValueError, match="wgts"):
+        TabularDataLoaders.from_df(frame, **columns, dl_type=RatingsDL, wgts=np.ones(150))

@@ -138,7 +138,7 @@ def _is_usual(learn: Learner) -> bool:
 
 
 def _kind(learn: Learner) -> tuple:
-    """Equal for Learners that can be trained as one: untrained, of plain tables alone, equally many batches."""
+    """Equal for Learners that can be trained as one: untrained, of plain tables, with as many batches."""
     dls, tables = list(learn.dls), [vars(m) for m in learn.model.modules() if isinstance(m, nn.Embedding)]
     plain = type(learn.model) in TABLE_MODELS and all(t.items() >= PLAIN_TABLE.items() for t in tables)
     if learn.opt is not None or not plain or not all(dl.n for dl in dls):
