@@ -190,3 +190,11 @@ def test_a_bad_batch_of_one_of_several_models_is_named(few):
 @pytest.mark.parametrize("n, bs", [(100, 64), (80_000, 1024), (800_000, 4096), (20_000_000, 65_536)])
 def test_big_batches_grow_with_the_rows_but_slower(n, bs):
     assert big_batch(n)["bs"] == bs
+
+
+def test_a_learner_made_by_fastai_alone_gets_its_epochs_timed(few):
+    learns = learners(few, TWO)
+    for learn in learns:
+        learn.remove_cb(type(learn.stopwatch))
+    fit(learns, 2, processes=1)
+    assert [len(learn.stopwatch.seconds) for learn in learns] == [2, 2]
