@@ -1,7 +1,8 @@
 """Where ratings come from. The main modules can be read without this folder.
 
 - movielens: MovieLens 100K from a folder of the user's, from fastai's folders, from GroupLens or from PyPI.
-- own: the user's own ratings, from a .csv or .tsv file.
+- own: the user's own ratings, from a file.
+- columns: which columns hold users, items and ratings.
 - checks: whether a model can be trained on ratings, and what to change if not.
 - planted: made-up ratings, and the biases and factors they were drawn from.
 - files: how this package writes its files, and reads its tables of losses again.
@@ -9,7 +10,8 @@
 Nothing here imports torch or fastai.
 """
 
-from .checks import BadRatings, check_ratings, check_split
+from .checks import check_ratings, check_split
+from .columns import BadRatings
 from .movielens import RatingsUnavailable, load_movielens
 from .own import load_own
 from .planted import planted_ratings
