@@ -10,7 +10,6 @@ from ..chapter import published
 from ..curves import difference, summary
 from ..interpret import UnknownTitle, movie_bias, similar_movies, suggest
 from ..recommend.learned import Learned
-from ..sources import check_ratings
 
 LOSSES = "train_loss", "valid_loss"
 
@@ -108,9 +107,9 @@ def _neighbours(name: str, learned: Learned, title: str) -> str:
 def title_to_show(ratings: pd.DataFrame, wanted: str | None, usual: str) -> object:
     """The item called `wanted`; by default the `usual` title, or the most rated item where it is missing.
 
-    Raises `UnknownTitle`, suggesting others, for an item that the ratings don't have, and `BadRatings`.
+    `ratings` are checked. Raises `UnknownTitle`, suggesting others, for an item that they don't have.
     """
-    known = check_ratings(ratings).iloc[:, 1].value_counts().index
+    known = ratings.iloc[:, 1].value_counts().index
     named = {str(item): item for item in known}
     if wanted is not None and wanted not in named:
         raise UnknownTitle(f"no title {wanted!r}{suggest(wanted, known)}")

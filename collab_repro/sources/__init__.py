@@ -13,5 +13,5 @@ Nothing here imports torch or fastai.
 from .checks import check_ratings, check_split
 from .columns import BadRatings
 from .movielens import RatingsUnavailable, load_movielens
-from .own import load_own
+from .own import SUFFIXES, load_own
 from .planted import planted_ratings

@@ -73,7 +73,7 @@ def check_ratings(
         effect = "each row counts, and a pair may be in both training and validation"
         warnings.warn(f"{count}: {effect}", stacklevel=2)
     kept = {name: value for name, value in ratings.attrs.items() if name != "lines"}
-    checked.attrs = {**kept, "duplicates": duplicates} | ({"alike": alike} if alike else {})
+    checked.attrs = {**kept, "columns": names, "duplicates": duplicates} | ({"alike": alike} if alike else {})
     return checked
 
 
@@ -238,13 +238,13 @@ def _range_for(values: np.ndarray, sure: bool) -> str:
     low, high = (round(float(end), 2) for end in (scale[0] - margin, scale[-1] + margin))
     whole = (scale % 1 == 0).all()
     if whole and (len(scale) > (101 if sure else MOST) or scale[-1] >= 1e8):
-        return "such numbers look like ids, counts or timestamps; if other columns hold ratings, pass rating_name="
+        return "such numbers look like ids, counts or timestamps; for the column of ratings pass rating_name="
     if not np.float32(low) < np.float32(scale[0]) <= np.float32(scale[-1]) < np.float32(high):
         return "divide the ratings by a number that makes them smaller"
     hint = f"y_range=({low}, {high}) would hold all ratings"
     if scale[0] in (0, -1) and len(scale) > 2 and scale[1] > 0:
         unrated = (
-            f"{counts[0]:,} ratings are {scale[0]:g} and all others positive: drop them if that means unrated"
+            f"{counts[0]:,} times {scale[0]:g}, all others are positive: drop such rows if it means unrated"
         )
         return f"{unrated}; if it is a rating, {hint}"
     return hint

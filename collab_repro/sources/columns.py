@@ -15,20 +15,20 @@ class BadRatings(ValueError):
 
 ROLES = {  # names without case, blanks and signs; those in front are preferred, as the chapter's `title` is
     "user": [
-        "user userid users uid usr reviewer reviewerid customer customerid member memberid rater reader viewer "
+        "user userid users uid reviewer reviewerid customer customerid member memberid rater reader viewer "
         "account accountid visitor visitorid",
         "username reviewername profilename membername nickname",
     ],
     "item": [
         "title movietitle filmtitle booktitle itemtitle producttitle gametitle songtitle",
-        "item itemid items iid movie movieid movies film filmid films book bookid isbn product productid asin "
-        "anime animeid game gameid song songid track trackid artist artistid joke jokeid recipe recipeid "
+        "item itemid items iid movie movieid movies film filmid films book bookid isbn product productid "
+        "asin anime animeid game gameid song songid track trackid artist artistid joke jokeid recipe recipeid "
         "restaurant restaurantid business businessid beer beerid course courseid show showid app appid",
         "itemname moviename filmname productname animename",
     ],
     "rating": [
-        "rating ratings stars star score scores rate starrating bookrating movierating userrating reviewscore "
-        "reviewrating ratingvalue",
+        "rating ratings stars star score scores rate starrating bookrating movierating userrating "
+        "reviewscore reviewrating ratingvalue",
         "overall grade",
     ],
 }
@@ -47,6 +47,8 @@ def columns_of(
     for the second. Raises `BadRatings` where a role has no column, or several that are called so.
     """
     columns, given = list(ratings.columns), dict(zip(ROLES, (user, item, rating), strict=True))
+    if not any(given.values()) and ratings.attrs.get("columns") == columns:
+        return columns  # `check_ratings` made it
     plain = {name: _plain(name) for name in columns}
     taken = {role: name for role, name in given.items() if name is not None}
     roles = {word: role for role, ranks in ROLES.items() for rank in ranks for word in rank}
@@ -75,7 +77,7 @@ def columns_of(
         one is None and name != place for one, name, place in zip(given.values(), names, usual, strict=True)
     ):
         told = ", ".join(f"{name!r} as the {role}" for role, name in zip(ROLES, names, strict=True))
-        warnings.warn(f"taking {told}; pass {'_name=, '.join(ROLES)}_name= if not so", stacklevel=4)
+        warnings.warn(f"taking {told}; pass {'_name=, '.join(ROLES)}_name= if not so", stacklevel=3)
     return names
 
 
