@@ -144,7 +144,10 @@ def _run(args: argparse.Namespace) -> int:
             if args.command == "plots" and not args.out.is_dir():
                 return _fail(f"there is no folder {args.out}; give the --out of an earlier run")
             args.out.mkdir(parents=True, exist_ok=True)
-            (args.out / ".lock").touch()  # an OSError where the lock would wait for nobody
+            try:
+                (args.out / ".lock").touch()
+            except OSError:  # where the lock would wait for nobody
+                return _fail(f"nothing can be written in {args.out}; give another --out")
             with FileLock(args.out / ".lock", timeout=0):
                 command()
         except Timeout:

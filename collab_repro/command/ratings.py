@@ -6,12 +6,13 @@ import re
 import pandas as pd
 
 from ..data import RatingsUnavailable, load_ratings
-from ..sources import BadRatings, check_ratings
+from ..sources import check_ratings
 
 MANY = 500_000  # ratings from which on large batches are worth a hint
 OPTIONS = {  # what a message tells a reader of Python, and what it tells one of the command line
     r"y_range=\((\S+), (\S+)\)": r"--y-range \1 \2",
-    r"(user|item|rating)_name=": r"--\1 ",
+    r"(user|item|rating)_name=(?=')": r"--\1 ",
+    r"(user|item|rating)_name=": r"--\1",
     r"check_ratings\(ratings, alike='fold'\)": "--alike fold",
     r"alike='keep'": "--alike keep",
     r"a smaller bs": "a smaller --batch",
@@ -19,7 +20,6 @@ OPTIONS = {  # what a message tells a reader of Python, and what it tells one of
     r"ratings\[.*\] = pd\.to_numeric\(.*\) makes numbers of text": "write them as numbers",
     r" with (dropna|astype)\(\w*\)": " in the file",
     r", or give learner the DataFrame": "",
-    r"--(\w+) ,": r"--\1,",
 }
 
 
@@ -33,7 +33,7 @@ def at_command_line(message: str) -> str:
 def ratings_for(args: argparse.Namespace) -> pd.DataFrame:
     """The ratings that `--data` names, checked; without it the main command falls back on synthetic ones.
 
-    Prints where they come from. Raises `RatingsUnavailable` and `BadRatings`, before anything imports fastai.
+    Prints where they come from. Raises `RatingsUnavailable` or `BadRatings` before anything imports fastai.
     """
     try:
         ratings = load_ratings(args.data or "ml-100k")

@@ -30,11 +30,12 @@ class LearnedFileError(FileError):
 class Learned:
     """The tables of a dot-product model with the vocabularies of their rows, as NumPy arrays.
 
-    `users`, `titles`: ids or text, row 0 is '#na#'; `n_ratings` (n_titles,): each title's training
-    rows. `user_factors` (n_users, k), `movie_factors` (n_titles, k), `user_bias` (n_users,) and
-    `movie_bias` (n_titles,) are float32; both biases are None for `DotProduct`, which has none.
-    `y_range`: the range of the sigmoid, None without one. `names`: the ratings' columns of users and
-    titles. `note`: data, source, model, versions and what else the caller wants to keep, as text.
+    `users`, `titles`: ids or text, row 0 is '#na#'; users without a training row are left out.
+    `n_ratings` (n_titles,): each title's training rows. `user_factors` (n_users, k), `movie_factors`
+    (n_titles, k), `user_bias` (n_users,) and `movie_bias` (n_titles,) are float32; both biases are None
+    for `DotProduct`, which has none. `y_range`: the range of the sigmoid, None without one. `names`: the
+    ratings' columns of users and titles. `note`: data, source, model, versions and what else the caller
+    wants to keep, as text.
     """
 
     users: list
@@ -72,6 +73,9 @@ class Learned:
             for name, shape in {"user_factors": (len(users), -1), "user_bias": -1}.items()
             if name in held
         }
+        rows = learn.dls.train_ds.items[user]
+        kept = np.isin(np.arange(len(users)), [0, *rows.unique()]) | (not len(rows))
+        users, copied = np.array(users, object)[kept], {name: table[kept] for name, table in copied.items()}
         for name, table in {**copied, "movie_factors": known.factors, "movie_bias": known.bias}.items():
             if table is not None and not np.isfinite(table).all():
                 raise ValueError(f"{name} isn't finite: training diverged")

@@ -22,7 +22,8 @@ ROLES = {  # names without case, blanks and signs; those in front are preferred,
     "item": [
         "title movietitle filmtitle booktitle itemtitle producttitle gametitle songtitle",
         "item itemid items iid movie movieid movies film filmid films book bookid isbn product productid "
-        "asin anime animeid game gameid song songid track trackid artist artistid joke jokeid recipe recipeid "
+        "asin anime animeid game gameid song songid track trackid artist artistid "
+        "joke jokeid recipe recipeid "
         "restaurant restaurantid business businessid beer beerid course courseid show showid app appid",
         "itemname moviename filmname productname animename",
     ],
