@@ -14,7 +14,7 @@ The road, in reading order:
 - plots: `plot_curves`, `plot_difference`, `plot_bias`, `plot_factors`.
 
 Off the road: `sources` (where ratings come from; `check_ratings`, `BadRatings`, `planted_ratings`),
-`speed` (the same numbers sooner), `evidence` (why it works and how sure one can be; `reproduce`,
+`speed` (the same numbers sooner; `big_batch`), `evidence` (why it works and how sure one can be; `reproduce`,
 `against_the_book`), `recommend` (`Learned`, `predict`), `bench` (what training costs) and `command`
 (the command line). Names load on first use: whoever does not train does not wait for fastai.
 """
@@ -34,6 +34,7 @@ _MODULE_OF = {
     "plots": ["plot_bias", "plot_curves", "plot_difference", "plot_factors"],
     "sources": ["BadRatings", "check_ratings", "planted_ratings"],
     "evidence.eight_runs": ["against_the_book", "reproduce"],
+    "speed.batches": ["big_batch"],
     "recommend.learned": ["Learned"],
     "recommend.predicting": ["predict"],
 }

@@ -69,14 +69,14 @@ def short_title(title: object, width: int = 40, year: bool = True) -> str:
 def short_titles(titles: Sequence[object], width: int = 40, year: bool = True) -> list[str]:
     """`short_title` of each; those that would be alike get the year, their end or a number."""
     short = pd.Series([short_title(title, width, year) for title in titles], dtype=object)
-    alike, half = short.duplicated(keep=False), width // 2
+    alike = short.duplicated(keep=False)
     short[alike] = [short_title(title, width) for title in np.asarray(titles, object)[alike]]
     for alike in short[short.duplicated(keep=False)].groupby(short).groups.values():
-        ends = [" ".join(str(titles[n])[-1000:].split())[-half:] for n in alike]
-        short[alike] = [
-            f"{short[n][: half - 1].rstrip('…')}…{end}" for n, end in zip(alike, ends, strict=True)
-        ]
-        if len(set(ends)) < len(ends):
+        half = len(short[alike[0]]) // 2
+        ends = ["…" + " ".join(str(titles[n])[-1000:].split())[-half:] for n in alike]
+        if len(set(ends)) == len(ends):
+            short[alike] = [short[n][:half].rstrip("…") + end for n, end in zip(alike, ends, strict=True)]
+        else:
             short[alike] = [f"{short[n]} [{k}]" for k, n in enumerate(alike, start=1)]
     return short.tolist()
 

@@ -4,7 +4,6 @@
 """
 
 import threading
-import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -21,10 +20,9 @@ from torch import nn
 
 from .loader import BS, RatingsDL
 from .models import FROM_SIZES, N_FACTORS, Y_RANGE, DotProductBias, YRange
-from .sources import check_ratings, check_split
+from .sources import check_ratings, check_split, tell_untrained
 from .speed import EPOCHS, LR, WD, FastLoop, FusedAdam, Stopwatch, fit  # noqa: F401
 
-TOLD: set[tuple] = set()  # what `_tell_untrained` has said something of
 RANDOM_STATE = threading.RLock()  # PyTorch's random state is one for all threads
 
 
@@ -60,7 +58,7 @@ def learner(
     ratings = check_ratings(ratings, user_name, item_name, rating_name, y_range, bs, valid_pct)
     with RANDOM_STATE, torch.random.fork_rng(devices=[]):
         dls = _dls(ratings, split, valid_pct, bs=bs, dl_type=RatingsDL, shuffle_seed=order, drop_last=False)
-        _tell_untrained(dls)
+        tell_untrained(dls.train_ds.items, dls.valid_ds.items, list(dls.classes))
         torch.manual_seed(init)
         if model in FROM_SIZES:
             module = model(*map(len, dls.classes.values()), n_factors, y_range)
@@ -79,23 +77,6 @@ def _dls(ratings: pd.DataFrame, split: int | list[int], valid_pct: float, **kwar
     splits = tuple(map(list, IndexSplitter(split)(ratings)))
     columns = {"cat_names": [user, item], "y_names": [rating], "y_block": TransformBlock()}
     return TabularCollab(ratings, [Categorify], **columns, splits=splits).dataloaders(**kwargs)
-
-
-def _tell_untrained(dls: DataLoaders) -> None:
-    """Warn, once for ratings of these columns and sizes, of validation rows that nothing was learned for.
-
-    They have a user or item without a training row: `#na#` if ids are integers, else a row of its own. Of
-    the latter, fewer than 1 % of the validation rows are passed over.
-    """
-    train, valid = dls.train_ds.items, dls.valid_ds.items
-    lost = [~np.isin(valid[name], train[name].unique()) for name in dls.classes]
-    n, n_na = int(np.any(lost, axis=0).sum()), int(sum((valid[name] == 0).sum() for name in dls.classes))
-    key = (*dls.classes, len(train), len(valid))
-    if key not in TOLD and (n_na or n > 0.01 * len(valid)):
-        TOLD.add(key)
-        rows = f"{n:,} of {len(valid):,} validation rows have a user or item without a training row"
-        why = f"{n_na:,} of these ids are read as '#na#'; " if n_na else ""
-        warnings.warn(f"{rows} ({why}other splits are alike): valid_loss counts them", stacklevel=3)
 
 
 def curve(learn: Learner, **labels) -> pd.DataFrame:

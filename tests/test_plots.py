@@ -312,7 +312,7 @@ def test_short_titles():
         ("Good, The Bad", (40, True), "Good, The Bad"),
         ("unknown", (40, True), "unknown"),
         ("(1999)", (40, True), "(1999)"),
-        ("two\nlines (1990)", (40, True), "two\nlines (1990)"),
+        ("two\nlines (1990)", (40, True), "two lines (1990)"),
         (7, (40, True), "7"),
     ]:
         assert short_title(title, width, year) == short, title

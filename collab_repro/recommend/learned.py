@@ -92,7 +92,7 @@ class Learned:
             movie_factors=known.factors,
             movie_bias=known.bias,
             y_range=None if y_range is None else (float(y_range[0]), float(y_range[1])),
-            names=(user, known.column),
+            names=tuple(getattr(name, "item", lambda name=name: name)() for name in (user, known.column)),
             note={name: str(value) for name, value in note.items()},
         )
 
@@ -164,8 +164,10 @@ def _check_tables(learned: Learned) -> None:
         y_range is None or (len(y_range) == 2 and -INF < y_range[0] < y_range[1] < INF),
         f"y_range is {y_range}",
     )
-    texts = [*learned.names, *learned.note, *learned.note.values()]
-    _check(len(learned.names) == 2 and all(isinstance(t, str) for t in texts), "a note isn't text")
+    texts = [*learned.note, *learned.note.values()]
+    _check(all(isinstance(text, str) for text in texts), "a note isn't text")
+    named = len(learned.names) == 2 and all(isinstance(name, str | int | float) for name in learned.names)
+    _check(named, "a column's name isn't text or number")
 
 
 def _check(holds: bool, otherwise: str) -> None:

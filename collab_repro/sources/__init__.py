@@ -10,7 +10,7 @@
 Nothing here imports torch or fastai.
 """
 
-from .checks import check_ratings, check_split
+from .checks import check_ratings, check_split, tell_untrained
 from .columns import BadRatings
 from .movielens import RatingsUnavailable, load_movielens
 from .own import SUFFIXES, load_own

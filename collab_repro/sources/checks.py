@@ -14,6 +14,7 @@ from .columns import BadRatings, columns_of, is_named
 
 Y_RANGE = (0, 5.5)  # the chapter's
 MISSING = {"null", "nan", "none", "nat", "n/a", "#n/a", "<na>", "na"}  # as programs write them
+TOLD: set[tuple] = set()  # what `tell_untrained` has warned of
 MOST = 21  # different whole numbers in a scale of ratings; 0 to 100 is believed when the column says so
 
 
@@ -120,6 +121,21 @@ def check_split(split: object, ratings: pd.DataFrame, bs: int = 64) -> list[int]
         left = f"{len(rows):,} rows to validate on and {n - len(rows):,} to train on"
         raise BadRatings(f"split leaves {left}, fewer than a batch of {bs}")
     return rows.tolist()
+
+
+def tell_untrained(train: pd.DataFrame, valid: pd.DataFrame, columns: list) -> None:
+    """Warn, once for ratings of these columns and sizes, of validation rows that nothing is learned for.
+
+    Their user or item has no training row: it is `#na#` (code 0) if ids are integers, else has a row of its
+    own, of which fewer than 1 % of the validation rows are passed over.
+    """
+    lost = np.any([~np.isin(valid[name], train[name].unique()) for name in columns], axis=0).sum()
+    unread, key = int((valid[columns] == 0).any(axis=1).sum()), (*columns, len(train), len(valid))
+    if key not in TOLD and (unread or lost > 0.01 * len(valid)):
+        TOLD.add(key)
+        rows = f"{lost:,} of {len(valid):,} validation rows have a user or item without a training row"
+        why = f"{unread:,} of them fall on '#na#', and " * bool(unread)
+        warnings.warn(f"{rows}; {why}all count in valid_loss; other splits are alike", stacklevel=3)
 
 
 def _check_ids(
@@ -243,10 +259,8 @@ def _range_for(values: np.ndarray, sure: bool) -> str:
         return "divide the ratings by a number that makes them smaller"
     hint = f"y_range=({low}, {high}) would hold all ratings"
     if scale[0] in (0, -1) and len(scale) > 2 and scale[1] > 0:
-        unrated = (
-            f"{counts[0]:,} times {scale[0]:g}, all others are positive: drop such rows if it means unrated"
-        )
-        return f"{unrated}; if it is a rating, {hint}"
+        rows = f"the {counts[0]:,} rows with {scale[0]:g}, beside positive ratings"
+        return f"if {rows}, mean unrated, drop them; otherwise {hint}"
     return hint
 
 

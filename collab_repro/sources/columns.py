@@ -3,6 +3,7 @@
 import re
 import warnings
 from difflib import get_close_matches
+from numbers import Real
 
 import pandas as pd
 
@@ -50,6 +51,9 @@ def columns_of(
     columns, given = list(ratings.columns), dict(zip(ROLES, (user, item, rating), strict=True))
     if not any(given.values()) and ratings.attrs.get("columns") == columns:
         return columns  # `check_ratings` made it
+    if odd := [name for name in columns if not isinstance(name, str | Real)]:
+        remedy = "ratings.columns = ratings.columns.map(str) makes it text"
+        raise BadRatings(f"the column name {odd[0]!r} is neither text nor a number; {remedy}")
     plain = {name: _plain(name) for name in columns}
     taken = {role: name for role, name in given.items() if name is not None}
     roles = {word: role for role, ranks in ROLES.items() for rank in ranks for word in rank}
