@@ -117,7 +117,7 @@ STARS = [
         (
             0,
             int,
-            r"\(0\): not strictly inside .*\(0, 5.5\).*; if the 1 rows with 0, .* drop them; otherwise y_range=\(-0.5, 5.5\) would",
+            r"\(0\): not strictly .*; if the 1 rows with 0, .*; otherwise y_range=\(-0.5, 5.5\) would",
         ),
         (5.5, float, r"\(5.5\): not strictly inside"),
         (5.499999999, float, r"\(5.499999999\): not strictly inside"),

@@ -100,7 +100,7 @@ def _missing(role: str, name: object, count: int, ratings: pd.DataFrame) -> str:
     columns = list(ratings.columns)
     close = [] if count or name is None else get_close_matches(str(name), map(str, columns), 1)
     remedy = f"did you mean {close[0]!r}? If not," if close else "rename one or"
-    problem = f"{count or 'no'} columns{'' if name is None else f' called {name!r}'} for the {role}"
+    problem = f"{count or 'no'} columns{'' if name is None else f' called {name!r}'[:80]} for the {role}"
     index = [level for level in ratings.index.names if level is not None]
     remedy = f"{index[0]!r} is the index: call reset_index(), or" if index and not count else remedy
-    return f"{problem}; the columns are {columns}; {remedy} pass {role}_name="
+    return f"{problem}; the columns are {str(columns)[:300]}; {remedy} pass {role}_name="

@@ -16,6 +16,7 @@ from io import BytesIO, StringIO
 from pathlib import Path
 
 import pandas as pd
+from pandas.api.types import infer_dtype
 
 from .columns import is_named
 from .movielens import RatingsUnavailable, reason
@@ -174,7 +175,9 @@ def _table(text: str, suffix: str) -> pd.DataFrame:
     form = {"sep": r"\s+" if sep == " " else sep, "skipinitialspace": sep != " "}
     first = next(_fields(head, sep))
     if first == [str(place) for place in range(len(first))]:
-        raise _Problem(f"the first line ({', '.join(first)}) may be header or row; put a header row above it")
+        raise _Problem(
+            f"the first line ({', '.join(first)[:60]}) may be header or row; put a header row above it"
+        )
     if twice := [name for name in first if name and first.count(name) > 1 and not NUMBER.fullmatch(name)]:
         raise _Problem(f"two columns are called {twice[0]!r}; rename one in the first line")
     if any(map(NUMBER.fullmatch, first)):  # a row, not a header
@@ -251,7 +254,7 @@ def _starts(text: str, sep: str, line: int, quoting: int = csv.QUOTE_MINIMAL) ->
 
 
 def _read(text: str, form: dict, line: int) -> pd.DataFrame:
-    """The table by pandas; whole numbers with leading zeros, if they aren't ratings, as text."""
+    """The table by pandas; ids with leading zeros or of more than 64 bits as text."""
     form = form | {"low_memory": False, "keep_default_na": False, "na_values": [""]}
     try:
         ratings = pd.read_csv(StringIO(text), **form)
@@ -262,9 +265,10 @@ def _read(text: str, form: dict, line: int) -> pd.DataFrame:
     if not isinstance(ratings.index, pd.RangeIndex):
         raise _Problem("rows have more fields than the header; correct the file")
     whole = [name for name in ratings if ratings[name].dtype.kind in "iu" and not is_named(name, "rating")]
-    if whole and re.search(rf'(?m)(^|"|{form["sep"]})\s*0\d', text):
+    odd = [n for n in ratings if ratings[n].dtype == object and infer_dtype(ratings[n]) == "integer"]
+    if odd or (whole and re.search(rf'(?m)(^|"|{form["sep"]})\s*0\d', text)):
         written = pd.read_csv(StringIO(text), **form, dtype=str)
-        for name in whole:
-            if written[name].str.match(r"\s*0\d").any():
+        for name in [*whole, *odd]:
+            if name in odd or written[name].str.match(r"\s*0\d").any():
                 ratings[name] = written[name].str.strip()
     return ratings
