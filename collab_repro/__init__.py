@@ -41,9 +41,10 @@ _MODULE_OF = {
 _MODULE_OF = {name: module for module, names in _MODULE_OF.items() for name in names}
 __all__ = list(_MODULE_OF)
 
-# What importing fastai sets off in today's torch and pandas.
+# What importing fastai sets off in today's torch and pandas, and what its loaders do.
 warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
 warnings.filterwarnings("ignore", ".*mode.chained_assignment")
+warnings.filterwarnings("ignore", "Constructing a Categorical with a dtype and values")
 
 
 def __getattr__(name: str):

@@ -69,9 +69,7 @@ def movies(learn) -> Movies:
 
 
 def trained(counts: np.ndarray) -> np.ndarray:
-    """Which titles have a training row, (n,) bool, from the counts of these; all where no title has one,
-    for an exported Learner doesn't know.
-    """
+    """Which titles have a training row, (n,) bool; all where none has, as an exported Learner can't know."""
     return (counts > 0) | (not (counts > 0).any())
 
 

