@@ -6,7 +6,7 @@ import re
 import pandas as pd
 
 from ..data import RatingsUnavailable, load_ratings
-from ..sources import check_ratings
+from ..sources import BadRatings, check_ratings
 
 MANY = 500_000  # ratings from which on large batches are worth a hint
 OPTIONS = {  # what a message tells a reader of Python, and what it tells one of the command line
@@ -46,7 +46,13 @@ def ratings_for(args: argparse.Namespace) -> pd.DataFrame:
     settings = {"y_range": args.y_range} if getattr(args, "y_range", None) else {}
     if isinstance(batch := getattr(args, "batch", None), int):
         settings["bs"] = batch
-    checked = check_ratings(ratings, args.user, args.item, args.rating, alike=args.alike, **settings)
+    try:
+        checked = check_ratings(ratings, args.user, args.item, args.rating, alike=args.alike, **settings)
+    except BadRatings as error:
+        if "y_range" in args:
+            raise
+        where = re.sub("; [^;]*y_range=.*", "; this command takes ratings above 0 and below 5.5", str(error))
+        raise BadRatings(where) from error
     if len(checked) > MANY and batch is None and args.command != "bench":
         print(
             f"{len(checked):,} ratings: with --batch big they train faster and better than in batches of 64."

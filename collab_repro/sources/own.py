@@ -105,9 +105,11 @@ def _unpacked(content: bytes) -> bytes:
                 if "[Content_Types].xml" in members:
                     raise _Problem("seems to be an Excel workbook; save the sheet as .csv")
                 if len(members) != 1 or members[0].endswith(".npy"):
-                    raise _Problem(f"holds {members[:9]}; unpack it, and give the file with the ratings")
-                packed = archive.open(members[0])
-                content = packed.read(MAX_BYTES + 1)
+                    raise _Problem(
+                        f"holds {str(members)[:200]}; unpack it, and give the file with the ratings"
+                    )
+                with archive.open(members[0]) as packed:
+                    content = packed.read(MAX_BYTES + 1)
         for begin, opener in PACKED.items():
             if content.startswith(begin):
                 with opener(BytesIO(content)) as packed:
