@@ -89,6 +89,15 @@ def test_a_checked_frame_keeps_its_columns_whatever_they_are_called(planted):
     assert list(learner(checked, n_factors=2).dls.classes) == ["movieId", "userId"]
 
 
+def test_a_column_that_is_called_0_is_a_name_too():
+    ratings = pd.DataFrame([], columns=range(4))
+    with pytest.warns(UserWarning, match="taking 1 as the user, 0 as the item, 2 as the rating"):
+        assert columns_of(ratings, 1, 0) == [1, 0, 2]
+    ratings.attrs["columns"] = [0, 1, 2, 3]
+    with pytest.warns(UserWarning, match="taking 1 as the user, 2 as the item, 0 as the rating"):
+        assert columns_of(ratings, rating=0) == [1, 2, 0]
+
+
 def test_an_index_that_holds_a_column_is_named(planted):
     with pytest.raises(BadRatings, match=r"'user' is the index: call reset_index\(\)"):
         check_ratings(planted[["user", "title", "rating"]].set_index("user"))

@@ -343,6 +343,7 @@ def test_labels_of_titles_alike_differ(width):
 
 def test_a_point_without_a_place_takes_no_label_but_its_own():
     _, ax = plt.subplots()
+    ax.set(xlim=(-1, 4), ylim=(-1, 4))
     looks.label_points(ax, [0, np.nan, 2, 3], [0, 1, 2, np.inf], list("abcd"))
     assert [text.get_text() for text in ax.texts] == ["a", "c"]
 

@@ -43,17 +43,16 @@ def ratings_for(args: argparse.Namespace) -> pd.DataFrame:
         print(f"{error}\nGoing on with synthetic ratings: nothing below can be compared with the book.\n")
         ratings = load_ratings("synthetic")
     print(f"Ratings: {ratings.attrs['source']}", flush=True)
-    settings = {"y_range": args.y_range} if getattr(args, "y_range", None) else {}
-    if isinstance(batch := getattr(args, "batch", None), int):
-        settings["bs"] = batch
+    settings = {"y_range": args.y_range} if args.y_range else {}
+    settings |= {"bs": args.batch} if isinstance(args.batch, int) else {}
     try:
         checked = check_ratings(ratings, args.user, args.item, args.rating, alike=args.alike, **settings)
     except BadRatings as error:
-        if "y_range" in args:
+        if args.command != "bench":
             raise
         where = re.sub("; [^;]*y_range=.*", "; this command takes ratings above 0 and below 5.5", str(error))
         raise BadRatings(where) from error
-    if len(checked) > MANY and batch is None and args.command != "bench":
+    if len(checked) > MANY and args.batch is None and args.command != "bench":
         print(
             f"{len(checked):,} ratings: with --batch big they train faster and better than in batches of 64."
         )

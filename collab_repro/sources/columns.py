@@ -49,11 +49,8 @@ def columns_of(
     for the second. Raises `BadRatings` where a role has no column, or several that are called so.
     """
     columns, given = list(ratings.columns), dict(zip(ROLES, (user, item, rating), strict=True))
-    if not any(given.values()) and ratings.attrs.get("columns") == columns:
+    if {*given.values()} == {None} and ratings.attrs.get("columns") == columns:
         return columns  # `check_ratings` made it
-    if odd := [name for name in columns if not isinstance(name, str | Real)]:
-        remedy = "ratings.columns = ratings.columns.map(str) makes it text"
-        raise BadRatings(f"the column name {odd[0]!r} is neither text nor a number; {remedy}")
     plain = {name: _plain(name) for name in columns}
     taken = {role: name for role, name in given.items() if name is not None}
     roles = {word: role for role, ranks in ROLES.items() for rank in ranks for word in rank}
@@ -76,11 +73,13 @@ def columns_of(
     if len(set(names)) < 3:
         problem = f"user, item and rating can't be {names}"
         raise BadRatings(f"{problem}; pass user_name=, item_name= and rating_name=")
+    if odd := [name for name in names if not isinstance(name, str | Real)]:
+        remedy = "ratings.columns = ratings.columns.map(str) makes it text"
+        raise BadRatings(f"the column name {odd[0]!r} is neither text nor a number; {remedy}")
     first, second, third = columns[:3]
     usual = first, "title" if "title" in columns else second, third
-    if any(
-        one is None and name != place for one, name, place in zip(given.values(), names, usual, strict=True)
-    ):
+    own = zip(given.values(), names, usual, strict=True)
+    if any(one is None and name != place for one, name, place in own):
         told = ", ".join(f"{name!r} as the {role}" for role, name in zip(ROLES, names, strict=True))
         warnings.warn(f"taking {told}; pass {'_name=, '.join(ROLES)}_name= if not so", stacklevel=3)
     return names
