@@ -131,15 +131,9 @@ def _run(args: argparse.Namespace) -> int:
         warnings.filterwarnings("ignore", "You are using `torch.load`")  # by pickle, before PyTorch 2.6
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # stock fastai's loader
         warnings.filterwarnings("ignore", "pkg_resources is deprecated")  # one of bench's peers
-        said = set()
-
-        def say(message: Warning, *_, **__) -> None:
-            note = f"Note: {at_command_line(str(message))}"
-            if note not in said:
-                print(note, file=sys.stderr)
-            said.add(note)
-
-        warnings.showwarning = say
+        warnings.showwarning = lambda message, *_, **__: print(
+            f"Note: {at_command_line(str(message))}", file=sys.stderr
+        )
         try:
             if args.command == "plots" and not args.out.is_dir():
                 return _fail(f"there is no folder {args.out}; give the --out of an earlier run")

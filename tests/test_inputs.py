@@ -31,7 +31,6 @@ from collab_repro.__main__ import main, parser
 from collab_repro.command import ratings as command_ratings
 from collab_repro.command.ratings import at_command_line, ratings_for
 from collab_repro.interpret import UnknownId, UnknownTitle
-from collab_repro.sources import checks
 from collab_repro.sources.columns import columns_of
 
 USUAL = [
@@ -91,8 +90,7 @@ def test_a_checked_frame_keeps_its_columns_whatever_they_are_called(planted):
 
 def test_a_column_that_is_called_0_is_a_name_too():
     ratings = pd.DataFrame([], columns=range(4))
-    with pytest.warns(UserWarning, match="taking 1 as the user, 0 as the item, 2 as the rating"):
-        assert columns_of(ratings, 1, 0) == [1, 0, 2]
+    assert columns_of(ratings, 1, 0) == [1, 0, 2]
     ratings.attrs["columns"] = [0, 1, 2, 3]
     with pytest.warns(UserWarning, match="taking 1 as the user, 2 as the item, 0 as the rating"):
         assert columns_of(ratings, rating=0) == [1, 2, 0]
@@ -256,6 +254,17 @@ def test_no_range_is_hinted_at_for_ids_and_timestamps(values):
     assert "y_range=(" not in str(error.value)
 
 
+@pytest.mark.parametrize(("unrated", "asked"), [(-1, True), (0, True), (1, False), (-2, False)])
+def test_unrated_ones_are_asked_about_without_a_range_too(unrated, asked):
+    stars = FRAME["rating"].mask(FRAME["user"] == 5, unrated)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        check_ratings(having("rating", stars), y_range=None)
+        check_ratings(having("rating", stars > 3), y_range=None)
+        check_ratings(having("rating", stars), y_range=(-3, 5.5))  # an answer
+    assert [f"if the 5 rows with {unrated}, " in str(one.message) for one in said] == [True] * asked
+
+
 def test_timestamps_are_no_ratings_without_a_range_either():
     times = having("rating", 978300760 + np.arange(150)).set_axis(["who", "what", "x"], axis=1)
     with pytest.raises(BadRatings, match="a timestamp or an id"):
@@ -281,7 +290,6 @@ def test_a_range_on_the_bounds_is_allowed_by_asking_for_it():
 @pytest.mark.filterwarnings("ignore:Constructing a Categorical with a dtype and values")  # fastai's own
 @pytest.mark.parametrize("text", [False, True])
 def test_ids_without_a_training_row_are_told_of_once_and_never_predicted_as_trained(planted, text):
-    checks.TOLD.clear()
     mine = planted[["user", "movie", "rating"]]
     mine = mine.astype({"user": str, "movie": str}).astype(object) if text else mine
     mine["rating"] = planted["rating"]
@@ -308,7 +316,6 @@ def test_ids_without_a_training_row_are_told_of_once_and_never_predicted_as_trai
 
 
 def test_few_untrained_text_ids_are_passed_over(planted):
-    checks.TOLD.clear()
     mine = planted[["user", "title", "rating"]].copy()
     held = learner(mine, seed=0, n_factors=2).dls.valid_ds.items.index
     mine.loc[held[0], "title"] = "Only once"

@@ -4,6 +4,7 @@
 - own: the user's own ratings, from a file.
 - columns: which columns hold users, items and ratings.
 - checks: whether a model can be trained on ratings, and what to change if not.
+- notes: what these say, once.
 - planted: made-up ratings, and the biases and factors they were drawn from.
 - files: how this package writes its files, and reads its tables of losses again.
 
@@ -11,7 +12,7 @@ Nothing here imports torch or fastai.
 """
 
 from .checks import check_ratings, check_split, tell_untrained
-from .columns import BadRatings
 from .movielens import RatingsUnavailable, load_movielens
+from .notes import BadRatings
 from .own import SUFFIXES, load_own
 from .planted import planted_ratings

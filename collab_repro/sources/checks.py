@@ -1,6 +1,5 @@
 """Whether a model can be trained on ratings. What would silently give a wrong number is refused."""
 
-import warnings
 from bisect import bisect_right
 from collections.abc import Callable
 from decimal import Decimal
@@ -10,11 +9,11 @@ from unicodedata import normalize
 import numpy as np
 import pandas as pd
 
-from .columns import BadRatings, columns_of, is_named
+from .columns import columns_of, is_named
+from .notes import BadRatings, note
 
 Y_RANGE = (0, 5.5)  # the chapter's
 MISSING = {"null", "nan", "none", "nat", "n/a", "#n/a", "<na>", "na"}  # as programs write them
-TOLD: set[tuple] = set()  # what `tell_untrained` has warned of
 MOST = 21  # different whole numbers in a scale of ratings; 0 to 100 is believed when the column says so
 
 
@@ -72,7 +71,7 @@ def check_ratings(
     if duplicates and duplicates != ratings.attrs.get("duplicates"):
         count = f"{duplicates:,} of {len(checked):,} rows repeat a pair of {user} and {item}"
         effect = "each row counts, and a pair may be in both training and validation"
-        warnings.warn(f"{count}: {effect}", stacklevel=2)
+        note(f"{count}: {effect}")
     kept = {name: value for name, value in ratings.attrs.items() if name != "lines"}
     checked.attrs = {**kept, "columns": names, "duplicates": duplicates} | ({"alike": alike} if alike else {})
     return checked
@@ -130,12 +129,12 @@ def tell_untrained(train: pd.DataFrame, valid: pd.DataFrame, columns: list) -> N
     own, of which fewer than 1 % of the validation rows are passed over.
     """
     lost = np.any([~np.isin(valid[name], train[name].unique()) for name in columns], axis=0).sum()
-    unread, key = int((valid[columns] == 0).any(axis=1).sum()), (*columns, len(train), len(valid))
-    if key not in TOLD and (unread or lost > 0.01 * len(valid)):
-        TOLD.add(key)
+    unread = int((valid[columns] == 0).any(axis=1).sum())
+    if unread or lost > 0.01 * len(valid):
         rows = f"{lost:,} of {len(valid):,} validation rows have a user or item without a training row"
         why = f"{unread:,} of them fall on '#na#', and " * bool(unread)
-        warnings.warn(f"{rows}; {why}all count in valid_loss; other splits are alike", stacklevel=3)
+        about = (*columns, len(train), len(valid))
+        note(f"{rows}; {why}all count in valid_loss; other splits are alike", about, stacklevel=4)
 
 
 def _check_ids(
@@ -233,6 +232,8 @@ def _check_stars(column: pd.Series, y_range: tuple[float, float] | None, sure: b
     if y_range is None:
         if not sure and low >= 1e8 and (values % 1 == 0).all():
             raise _bad(column, values == values, "a timestamp or an id, no rating", "pass rating_name=")
+        if low in (0, -1) and (unrated := _unrated(*np.unique(values, return_counts=True))):
+            note(f"{unrated} before training", stacklevel=4)
         return column
     bounds = np.float32(y_range)
     if low <= bounds[0] or high >= bounds[1]:
@@ -243,7 +244,7 @@ def _check_stars(column: pd.Series, y_range: tuple[float, float] | None, sure: b
             problem = f"not strictly inside y_range {tuple(y_range)}, so the sigmoid can't reach it"
             raise _bad(column, outside, problem, _range_for(values, sure))
         where = f"{on.sum():,} of {len(on):,} ratings lie on the bounds of y_range {tuple(y_range)}"
-        warnings.warn(f"{where}, which the sigmoid comes near but never reaches", stacklevel=3)
+        note(f"{where}, which the sigmoid comes near but never reaches", stacklevel=4)
     return column
 
 
@@ -258,10 +259,15 @@ def _range_for(values: np.ndarray, sure: bool) -> str:
     if not np.float32(low) < np.float32(scale[0]) <= np.float32(scale[-1]) < np.float32(high):
         return "divide the ratings by a number that makes them smaller"
     hint = f"y_range=({low}, {high}) would hold all ratings"
-    if scale[0] in (0, -1) and len(scale) > 2 and scale[1] > 0:
-        rows = f"the {counts[0]:,} rows with {scale[0]:g}, beside positive ratings"
-        return f"if {rows}, mean unrated, drop them; otherwise {hint}"
-    return hint
+    unrated = _unrated(scale, counts)
+    return f"{unrated}; otherwise {hint}" if unrated else hint
+
+
+def _unrated(scale: np.ndarray, counts: np.ndarray) -> str:
+    """What to ask where the lowest rating is 0 or -1 and all others are positive."""
+    odd = scale[0] in (0, -1) and len(scale) > 2 and scale[1] > 0
+    rows = f"the {counts[0]:,} rows with {scale[0]:g}, beside positive ratings,"
+    return f"if {rows} mean unrated, drop them" if odd else ""
 
 
 def _bad(column: pd.Series, wrong: np.ndarray, problem: str, remedy: str) -> BadRatings:

@@ -1,18 +1,12 @@
 """Which columns hold the users, the items and the ratings: by their names, or else by their place."""
 
 import re
-import warnings
 from difflib import get_close_matches
 from numbers import Real
 
 import pandas as pd
 
-
-class BadRatings(ValueError):
-    """Ratings that a model can't be trained on: the column, the row (from 0, as in iloc) and a remedy."""
-
-    row: int | None = None
-
+from .notes import BadRatings, note
 
 ROLES = {  # names without case, blanks and signs; those in front are preferred, as the chapter's `title` is
     "user": [
@@ -81,7 +75,7 @@ def columns_of(
     own = zip(given.values(), names, usual, strict=True)
     if any(one is None and name != place for one, name, place in own):
         told = ", ".join(f"{name!r} as the {role}" for role, name in zip(ROLES, names, strict=True))
-        warnings.warn(f"taking {told}; pass {'_name=, '.join(ROLES)}_name= if not so", stacklevel=3)
+        note(f"taking {told}; pass {'_name=, '.join(ROLES)}_name= if not so", stacklevel=4)
     return names
 
 

@@ -7,7 +7,6 @@ import gzip
 import lzma
 import re
 import stat
-import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from pandas.api.types import infer_dtype
 
 from .columns import is_named
 from .movielens import RatingsUnavailable, reason
+from .notes import note
 
 MAX_BYTES = 1 << 31  # of a file once unpacked: some 80 million ratings
 SUFFIXES = ".csv", ".tsv", ".txt", ".dat", ".data", ".inter", ".gz", ".bz2", ".xz", ".zip", ".parquet"
@@ -158,7 +158,7 @@ def _text(content: bytes) -> str:
             name = encoding.upper()
             raise _Problem(f"{where} is not {name}; save the file as UTF-8, or correct that byte") from None
         told = f"{where} is not UTF-8: reading it as Western European (Windows-1252)"
-        warnings.warn(f"{told}; save the file as UTF-8 if titles look wrong", stacklevel=4)
+        note(f"{told}; save the file as UTF-8 if titles look wrong", stacklevel=5)
         return content.decode("cp1252")  # a ValueError for the few bytes that it lacks
 
 
@@ -189,7 +189,7 @@ def _table(text: str, suffix: str) -> pd.DataFrame:
             told = (
                 f"the first line ({', '.join(first)[:60]}) is no header: the columns are {', '.join(names)}"
             )
-            warnings.warn(f"{told}; put a header row above it if they are others", stacklevel=4)
+            note(f"{told}; put a header row above it if they are others", stacklevel=5)
         form |= {"names": names, "header": None}
     if sep != "," and any(re.search(r"(^|\W)\d+,\d+(\W|$)", row) for row in head[1:]):
         form["decimal"] = ","
