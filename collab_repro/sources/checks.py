@@ -14,7 +14,8 @@ from .notes import BadRatings, note
 
 Y_RANGE = (0, 5.5)  # the chapter's
 MISSING = {"null", "nan", "none", "nat", "n/a", "#n/a", "<na>", "na"}  # as programs write them
-MOST = 21  # different whole numbers in a scale of ratings; 0 to 100 is believed when the column says so
+NA = "#na#"  # fastai's row 0
+MOST = 21  # different whole numbers in a scale of ratings, unless the column is named so
 
 
 def check_ratings(
@@ -150,29 +151,29 @@ def _check_ids(
     kind = pd.api.types.infer_dtype(values)
     if kind == "string":
         folded = pd.Series([fold(" ".join(normalize("NFC", text).split())) for text in values], dtype=object)
-        for text, problem in (("", "a blank id"), ("#na#", "fastai's unknown id")):
-            if (folded == text).any():
-                code = int((folded == text).argmax())
-                raise _bad(column, codes == code, problem, "drop such rows or rename it")
-        missing = folded.str.casefold().isin(MISSING if fold is str else MISSING - {"na"})
-        if not missing.any() and folded.str.casefold().eq("na").any():  # a title, except among numbers
-            missing = folded.str.casefold().eq("na") & (folded.str.fullmatch(r"\d+").sum() >= len(folded) - 1)
-        if missing.any():
-            problem = "no id as it seems, but what programs write where one is missing"
-            raise _bad(column, codes == missing.argmax(), problem, "drop such rows or rename it")
-        if alike != "keep" and folded.duplicated().any():
-            if alike is None:
-                code = int(folded.duplicated().argmax())
-                like, n = values[(folded == folded[code]).argmax()], int(folded.duplicated().sum())
-                problem = f"differs from {like!r} only in blanks, case or the form of an accent"
-                problem += f", one of {n:,} such ids" * (n > 1)
-                remedy = (
-                    "check_ratings(ratings, alike='fold') takes such ids as one, alike='keep' as different"
-                )
-                raise _bad(column, codes == code, problem, remedy)
-            same, spelt = pd.factorize(folded)
-            values = values[[int((same == code).argmax()) for code in range(len(spelt))]]
-            return pd.Series(values.astype(object)[same[codes]], dtype=object), same[codes]
+        plain = folded.str.casefold()
+        numbers = plain.str.fullmatch(r"\d+").sum() >= len(plain) - 1
+        missing = plain.isin(
+            MISSING if fold is str or numbers else MISSING - {"na"}
+        )  # a film may be called NA
+        absent = "no id as it seems, but what programs write for a missing one"
+        for wrong, problem in (
+            (plain == "", "a blank id"),
+            (plain == NA, "fastai's unknown"),
+            (missing, absent),
+        ):
+            if wrong.any():
+                raise _bad(column, codes == wrong.argmax(), problem, "drop such rows or rename it")
+        again = folded.duplicated()
+        if again.any() and alike is None:
+            like, n = values[(folded == folded[again.argmax()]).argmax()], again.sum()
+            problem = f"differs from {like!r} only in blanks, case or the form of an accent"
+            problem += f", one of {n:,} such ids" * bool(n > 1)
+            remedy = "check_ratings(ratings, alike='fold') takes such ids as one, alike='keep' as different"
+            raise _bad(column, codes == again.argmax(), problem, remedy)
+        if again.any() and alike == "fold":
+            codes, values = pd.factorize(folded)[0][codes], values[~again]
+            return pd.Series(values.astype(object)[codes], dtype=object), codes
         exact = values.astype(object)
     elif kind in ("integer", "floating"):
         exact = values
@@ -216,9 +217,8 @@ def _check_stars(column: pd.Series, y_range: tuple[float, float] | None, sure: b
         if wrong.any():
             texts = pd.Series([v if isinstance(v, str) else None for v in values], dtype=object)
             meant = np.isfinite(pd.to_numeric(texts, errors="coerce").to_numpy(float))
-            remedy = (
-                f"ratings[{column.name!r}] = pd.to_numeric(ratings[{column.name!r}]) makes numbers of text"
-            )
+            name = f"ratings[{column.name!r}]"
+            remedy = f"{name} = pd.to_numeric({name}) makes numbers of text"
             if (wrong & ~meant).any():
                 wrong, remedy = wrong & ~meant, "correct it or drop such rows"
             raise _bad(column, wrong[codes], "not a finite number", remedy)
@@ -253,10 +253,11 @@ def _range_for(values: np.ndarray, sure: bool) -> str:
     scale, counts = np.unique(values, return_counts=True)
     margin = max(0.5, 10.0 ** np.floor(np.log10(np.ptp(scale) or 1)) / 20)
     low, high = (round(float(end), 2) for end in (scale[0] - margin, scale[-1] + margin))
-    whole = (scale % 1 == 0).all()
-    if whole and (len(scale) > (101 if sure else MOST) or scale[-1] >= 1e8):
+    if not sure and (scale % 1 == 0).all() and (len(scale) > MOST or scale[-1] >= 1e8):
         return "such numbers look like ids, counts or timestamps; for the column of ratings pass rating_name="
-    if not np.float32(low) < np.float32(scale[0]) <= np.float32(scale[-1]) < np.float32(high):
+    if scale[-1] >= 1e8 or not np.float32(low) < np.float32(scale[0]) <= np.float32(scale[-1]) < np.float32(
+        high
+    ):
         return "divide the ratings by a number that makes them smaller"
     hint = f"y_range=({low}, {high}) would hold all ratings"
     unrated = _unrated(scale, counts)
