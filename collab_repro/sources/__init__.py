@@ -1,7 +1,7 @@
 """Where ratings come from. The main modules can be read without this folder.
 
 - movielens: MovieLens 100K from a folder of the user's, from fastai's folders, from GroupLens or from PyPI.
-- own: the user's own ratings, from a file.
+- own: the user's own ratings, from a table in a file; content: the text in it.
 - columns: which columns hold users, items and ratings.
 - checks: whether a model can be trained on ratings, and what to change if not.
 - notes: what these say, once.
