@@ -14,7 +14,6 @@ from .notes import BadRatings, note
 
 Y_RANGE = (0, 5.5)  # the chapter's
 MISSING = {"null", "nan", "none", "nat", "n/a", "#n/a", "<na>", "na"}  # as programs write them
-NA = "#na#"  # fastai's row 0
 MOST = 21  # different whole numbers in a scale of ratings, unless the column is named so
 
 
@@ -156,12 +155,9 @@ def _check_ids(
         missing = plain.isin(
             MISSING if fold is str or numbers else MISSING - {"na"}
         )  # a film may be called NA
-        absent = "no id as it seems, but what programs write for a missing one"
-        for wrong, problem in (
-            (plain == "", "a blank id"),
-            (plain == NA, "fastai's unknown"),
-            (missing, absent),
-        ):
+        wrongs = {"a blank id": plain == "", "fastai's unknown id": plain == "#na#"}
+        wrongs["no id as it seems, but what programs write for a missing one"] = missing
+        for problem, wrong in wrongs.items():
             if wrong.any():
                 raise _bad(column, codes == wrong.argmax(), problem, "drop such rows or rename it")
         again = folded.duplicated()
