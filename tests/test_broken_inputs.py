@@ -105,6 +105,8 @@ OWN |= {
     "ids with zeros": CSV.replace("\n1,", "\n0012,").replace("\n2,", "\n012,"),
     "long ids": CSV.replace("\n1,", f"\n{2**70},").replace("\n2,", f"\n{2**70 + 1},"),
     "a title of a megabyte": row(5, f"1,{'x' * 10**6},3"),
+    "a title of 200,000 letters": row(5, f'1,"{"x" * 200_000}",3'),
+    "a header of 200,000 letters": CSV.replace("title", "x" * 200_000),
     "a line of a megabyte": "x" * 10**6,
     "a quoted megabyte": row(5, f'1,"{"x" * 10**6},3'),
     "a thousand columns": "\n".join([",".join(map(str, range(1000)))] * 3),

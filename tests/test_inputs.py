@@ -178,6 +178,9 @@ def test_decimal_commas_zeros_and_long_ids(tmp_path):
     file.write_text("user;title;rating\n00012;1;3,5\n012;2;4,0\n12;3;1,5\n")
     ratings = load_ratings(str(file))
     assert ratings["rating"].tolist() == [3.5, 4, 1.5] and ratings["user"].tolist() == ["00012", "012", "12"]
+    file.write_text("user;title;rating\n1;7,5;3.5\n2;a;4.0\n")
+    ratings = load_ratings(str(file))
+    assert ratings["rating"].tolist() == [3.5, 4] and ratings["title"].tolist() == ["7,5", "a"], "not certain"
     file.write_text(f"user,title,rating\n{2**70},01,05\n{2**70 + 1},1,04\n")
     ratings = load_ratings(str(file))
     assert ratings["user"].nunique() == 2 and ratings["title"].tolist() == ["01", "1"]

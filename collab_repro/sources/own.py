@@ -43,7 +43,7 @@ def load_own(path: str | Path) -> pd.DataFrame:
             ratings = _table(text_in(content), file.suffix.lower())
     except Problem as problem:
         raise RatingsUnavailable(f"{file}: {problem}") from problem
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise RatingsUnavailable(f"{file}: {reason(error)}; correct the file or its path") from error
     ratings.attrs.update(name=file.name, source=f"{file.name}, {len(ratings):,} ratings")
     return ratings
@@ -90,7 +90,9 @@ def _table(text: str, suffix: str) -> pd.DataFrame:
             )
             note(f"{told}; put a header row above it if they are others", stacklevel=5)
         form |= {"names": names, "header": None}
-    if sep != "," and any(re.search(r"(^|\W)\d+,\d+(\W|$)", row) for row in head[1:]):
+    cells = [cell for row in _fields([row for row in head[1:] if len(row) < 9_999], sep) for cell in row]
+    comma, point = (any(re.fullmatch(rf"-?\d+{mark}\d+", cell) for cell in cells) for mark in (",", r"\."))
+    if comma and not point:
         form["decimal"] = ","
     starts, form["quoting"] = None, csv.QUOTE_MINIMAL
     if '"' in text or re.search(r"\n[^\S\n]*\n", text):  # else every record is a line
