@@ -25,8 +25,9 @@ def load_ratings(name: str = "ml-100k", path: str | Path | None = None, genres: 
 
     "synthetic": `planted_ratings()`, with the same columns.
 
-    The path of a file: your own ratings as they are (see `load_own` for what it can be). `check_ratings`
-    tells whether a model can be trained on them.
+    The path of a file: your own ratings, a table as text with any usual separator, also packed (.gz, .bz2,
+    .xz, .zip), or Parquet. What isn't certain is said or refused. `check_ratings` tells whether a model can
+    be trained on them.
 
     `genres=True` keeps a sixth column of ml-100k: the movie's `genres`, in GroupLens' words and order, like
     "Animation|Children's|Comedy", which `.str.get_dummies()` takes apart. A file of yours must have such a

@@ -257,6 +257,17 @@ def test_no_range_is_hinted_at_for_ids_and_timestamps(values):
     assert "y_range=(" not in str(error.value)
 
 
+def test_the_line_of_code_that_makes_numbers_of_text():
+    ratings = having("rating", FRAME["rating"].astype(str))
+    with pytest.raises(BadRatings, match=r"row 0 .*: not a finite number; ratings\['rating'\] = ") as error:
+        check_ratings(ratings)
+    exec(str(error.value).split("; ")[1].removesuffix(" makes numbers of text"))
+    assert check_ratings(ratings)["rating"].tolist() == FRAME["rating"].tolist()
+    ratings["rating"] = FRAME["rating"].astype(str).replace("5", "five")
+    with pytest.raises(BadRatings, match=r"row 3 \('five'\): not a finite number; correct it"):
+        check_ratings(ratings)
+
+
 @pytest.mark.parametrize(("unrated", "asked"), [(-1, True), (0, True), (1, False), (-2, False)])
 def test_unrated_ones_are_asked_about_without_a_range_too(unrated, asked):
     stars = FRAME["rating"].mask(FRAME["user"] == 5, unrated)
