@@ -101,6 +101,7 @@ OWN |= {
 OWN |= {
     "UTF-8 with one other byte": CSV.replace(FILM, "Été").encode() + b"1,\xe9,3\n",
     "a quotation mark that swallows": row(3, '1,"Film 4,3').replace("\n9,Film 4", '\n9,Film 4"'),
+    "a quotation mark that swallows one": row(3, '1,"Film 4,3').replace("\n1,Film 5", '\n1,Film 5"'),
     "two stray quotation marks": row(3, '1,"Film 4,3').replace("\n9,Film 4", '\n9,"Film 4'),
     "ids with zeros": CSV.replace("\n1,", "\n0012,").replace("\n2,", "\n012,"),
     "long ids": CSV.replace("\n1,", f"\n{2**70},").replace("\n2,", f"\n{2**70 + 1},"),
@@ -202,6 +203,7 @@ def test_there_are_enough_of_them():
         ("row '1,2,3,4'", "Expected 3 fields in line 7, saw 4"),
         ("UTF-8 with one other byte", f"line {len(LINES) + 2}, is not UTF-8"),
         ("two stray quotation marks", "line 5 has a quotation mark that nothing closes"),
+        ("a quotation mark that swallows one", "line 5 has a quotation mark that swallows rows"),
         ("a quotation mark that swallows", "line 5 has a quotation mark that swallows rows"),
         ("timestamps", "look like ids, counts or timestamps; .* --rating$"),
         ("titles alike", "one of 20 such ids; --alike fold"),
