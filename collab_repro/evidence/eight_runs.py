@@ -31,7 +31,7 @@ ML_100K = "2288bf3d"  # the start of its digest, see data_name
 
 
 def run_learner(
-    ratings: pd.DataFrame, number: int, split: int = 0, y_range: YRange = Y_RANGE, **settings
+    ratings: pd.DataFrame, number: int, split: int = 0, *, y_range: YRange = Y_RANGE, **settings
 ) -> Learner:
     """The Learner of the chapter's run `number` on split `split`, ready for `fit` with wd `run.wd`.
 
@@ -50,6 +50,7 @@ def reproduce(
     epochs: int = EPOCHS,
     path: str | Path | None = None,
     progress: Callable[[int], None] = lambda trained: None,
+    *,
     lr: float = LR,
     wd: float = WD,
     **settings,
