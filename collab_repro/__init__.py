@@ -14,7 +14,7 @@ The road, in reading order:
 - plots: `plot_curves`, `plot_difference`, `plot_bias`, `plot_factors`.
 
 Off the road: `sources` (where ratings come from; `check_ratings`, `BadRatings`, `planted_ratings`),
-`speed` (the same numbers sooner), `evidence` (why it works and how sure one can be; `reproduce`,
+`speed` (the same numbers sooner; `big_batch`), `evidence` (why it works and how sure one can be; `reproduce`,
 `against_the_book`), `recommend` (`Learned`, `predict`), `bench` (what training costs) and `command`
 (the command line). Names load on first use: whoever does not train does not wait for fastai.
 """
@@ -34,15 +34,17 @@ _MODULE_OF = {
     "plots": ["plot_bias", "plot_curves", "plot_difference", "plot_factors"],
     "sources": ["BadRatings", "check_ratings", "planted_ratings"],
     "evidence.eight_runs": ["against_the_book", "reproduce"],
+    "speed.batches": ["big_batch"],
     "recommend.learned": ["Learned"],
     "recommend.predicting": ["predict"],
 }
 _MODULE_OF = {name: module for module, names in _MODULE_OF.items() for name in names}
 __all__ = list(_MODULE_OF)
 
-# What importing fastai sets off in today's torch and pandas.
+# What importing fastai sets off in today's torch and pandas, and what its loaders do.
 warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
 warnings.filterwarnings("ignore", ".*mode.chained_assignment")
+warnings.filterwarnings("ignore", "Constructing a Categorical with a dtype and values")
 
 
 def __getattr__(name: str):

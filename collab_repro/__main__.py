@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -44,10 +45,21 @@ def parser() -> argparse.ArgumentParser:
         parent.add_argument(name, **settings)
         return parent
 
-    ones_own = "a .csv or .tsv file with columns of users, items and ratings"
+    def batch(text: str) -> int | str:
+        return text if text == "big" else positive(text)
+
+    ones_own = "a file with columns of users, items and ratings"
     where = "where to write (default: results)"
     out = options("--out", type=Path, default=Path("results"), metavar="DIR", help=where)
     data = options("--data", metavar="NAME", help=f"ml-100k (default), synthetic, or {ones_own}")
+    for role in ("user", "item", "rating"):
+        data.add_argument(f"--{role}", metavar="COLUMN", help=f"the column of {role}s in your own file")
+    which = "items that differ in case, blanks or accents only: one, or different ones (default: an error)"
+    data.add_argument("--alike", choices=["fold", "keep"], help=which)
+    bounds = {"nargs": 2, "type": float, "metavar": ("LOW", "HIGH")}
+    training = options("--y-range", help="bounds of the predictions (default: 0 5.5)", **bounds)
+    which = "ratings in a batch, or big for many ratings (default: 64)"
+    training.add_argument("--batch", "--bs", type=batch, metavar="N|big", help=which)
     count = {"type": positive, "metavar": "N"}
     epochs = options("--epochs", default=5, help="epochs of each training (default: 5)", **count)
 
@@ -55,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         "python -m collab_repro",
         description=ABOUT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[out, data, epochs],
+        parents=[out, data, epochs, training],
         epilog="Ratings come from the folder in COLLAB_REPRO_DATA, from GroupLens, or from the RecBole "
         "package by pip,\nwhichever answers first; only this main command falls back on synthetic ones.",
     )
@@ -65,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     about = "draw all figures again from what --out holds, without training"
     sub.add_parser("plots", parents=[out], help=about)
     about = "all eight tables of the chapter over many splits"
-    chapter = sub.add_parser("chapter", parents=[out, data, epochs], help=about)
+    chapter = sub.add_parser("chapter", parents=[out, data, epochs, training], help=about)
     which = "which of the eight (default: all)"
     chapter.add_argument("--runs", type=some_of(range(1, 9)), metavar="1,4,5", help=which)
     chapter.add_argument("--splits", default=10, help="random splits (default: 10)", **count)
@@ -83,10 +95,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     It is 141 when nobody reads the output any more.
     """
     args = parser().parse_args(argv)
+    try:
+        return _run(args)
+    except (ImportError, MemoryError) as error:
+        if isinstance(error, ImportError) and not re.search("map segment|allocate memory", str(error)):
+            raise
+        return _fail("too little memory; end other programs, or raise the limit that `ulimit -v` shows")
+
+
+def _run(args: argparse.Namespace) -> int:
     from filelock import FileLock, Timeout
     from tqdm import tqdm
 
-    from .command.ratings import ratings_for
+    from .command.ratings import at_command_line, ratings_for
 
     module, function = COMMANDS[args.command]
     os.environ["MPLBACKEND"] = "Agg"  # figures go to files, whatever else is set
@@ -103,11 +124,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.filterwarnings("ignore", "You are using `torch.load`")  # by pickle, before PyTorch 2.6
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # stock fastai's loader
         warnings.filterwarnings("ignore", "pkg_resources is deprecated")  # one of bench's peers
-        warnings.showwarning = lambda message, *_, **__: print(f"Note: {message}", file=sys.stderr)
+        warnings.showwarning = lambda message, *_, **__: print(
+            f"Note: {at_command_line(str(message))}", file=sys.stderr
+        )
         try:
             if args.command == "plots" and not args.out.is_dir():
                 return _fail(f"there is no folder {args.out}; give the --out of an earlier run")
             args.out.mkdir(parents=True, exist_ok=True)
+            try:
+                (args.out / ".lock").touch()
+            except OSError:  # where the lock would wait for nobody
+                return _fail(f"nothing can be written in {args.out}; give another --out")
             with FileLock(args.out / ".lock", timeout=0):
                 command()
         except Timeout:
@@ -123,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Exception as error:
             if not type(error).__module__.startswith("collab_repro."):  # not one of this package's errors
                 raise
-            return _fail(str(error))
+            return _fail(at_command_line(str(error)))
     return 0
 
 

@@ -1,10 +1,11 @@
 """The chapter's ratings in one DataFrame. How they are found and read is in `sources`."""
 
+import os
 from pathlib import Path
 
 import pandas as pd
 
-from .sources import RatingsUnavailable, load_movielens, load_own, planted_ratings
+from .sources import SUFFIXES, RatingsUnavailable, load_movielens, load_own, planted_ratings
 
 
 def load_ratings(name: str = "ml-100k", path: str | Path | None = None, genres: bool = False) -> pd.DataFrame:
@@ -24,8 +25,9 @@ def load_ratings(name: str = "ml-100k", path: str | Path | None = None, genres: 
 
     "synthetic": `planted_ratings()`, with the same columns.
 
-    The path of a .csv or .tsv file: your own ratings, UTF-8 with a header row, as they are. `check_ratings`
-    tells whether a model can be trained on them.
+    The path of a file: your own ratings, a table as text with any usual separator, also packed (.gz, .bz2,
+    .xz, .zip), or Parquet. What isn't certain is said or refused. `check_ratings` tells whether a model can
+    be trained on them.
 
     `genres=True` keeps a sixth column of ml-100k: the movie's `genres`, in GroupLens' words and order, like
     "Animation|Children's|Comedy", which `.str.get_dummies()` takes apart. A file of yours must have such a
@@ -41,10 +43,10 @@ def load_ratings(name: str = "ml-100k", path: str | Path | None = None, genres: 
     elif name == "synthetic":
         ratings, _ = planted_ratings()
         ratings.attrs["source"] = "synthetic ratings, planted_ratings(seed=0)"
-    elif Path(name).suffix.lower() in (".csv", ".tsv"):
+    elif Path(name).suffix.lower() in SUFFIXES or Path(name).name != name or os.path.lexists(name):
         ratings = load_own(name)
     else:
-        choices = "'ml-100k', 'synthetic', or a .csv or .tsv file"
+        choices = "'ml-100k', 'synthetic', or the path of a file"
         raise RatingsUnavailable(f"no ratings called {name!r}: give {choices}")
     if genres and "genres" not in ratings:
         raise RatingsUnavailable(f"{name!r} has no column 'genres'; leave genres=True out")

@@ -68,6 +68,11 @@ def movies(learn) -> Movies:
     )
 
 
+def trained(counts: np.ndarray) -> np.ndarray:
+    """Which titles have a training row, (n,) bool; all where none has, as an exported Learner can't know."""
+    return (counts > 0) | (not (counts > 0).any())
+
+
 def n_ratings(learn) -> pd.Series:
     """How many training rows each title has, int64 by title, most rated first (ties: by title)."""
     learned = movies(learn)
@@ -97,12 +102,15 @@ def movie_factors(learn) -> pd.DataFrame:
 def factor_pca(learn, n_components: int = 3, top: int = 1000) -> pd.DataFrame:
     """Principal components of the factors of the `top` most rated titles, title x component.
 
+    Titles without a training row play no part.
+
     Rows are in order of the number of training ratings, so that `.head(50)` are the 50 that the
     chapter draws. Each component's sign makes its largest loading positive: a rerun looks the same.
     `.attrs["explained_variance"]` lists each component's share of the variance, 0 to 1.
     Raises ValueError for more components than factors or titles.
     """
-    factors = movie_factors(learn).loc[n_ratings(learn).index[:top]].astype(float)
+    counts = n_ratings(learn)
+    factors = movie_factors(learn).loc[counts.index[trained(counts)][:top]].astype(float)
     if not 1 <= n_components <= min(factors.shape):
         raise ValueError(
             f"n_components={n_components} of {len(factors)} titles with {factors.shape[1]} factors"
@@ -125,7 +133,8 @@ def similar_movies(
     stands n_ratings. Only titles with `min_ratings` training ratings or more are compared, because
     the vector of a rarely rated one is short and depends on the split and the seed: of five cosine
     neighbours in MovieLens 100K, two seeds share .19 with no floor, .27 from 50 ratings on and .41
-    from 150, where 131 titles are left (notebook 04 measures it). The chapter has no floor.
+    from 150, where 131 titles are left (notebook 04 measures it). The chapter has no floor, nor has an
+    exported Learner, which doesn't know how often a title was rated.
 
     Raises `UnknownTitle` for a title that isn't there or has no training row, ValueError for
     another `by` or a negative `n`.
@@ -137,9 +146,11 @@ def similar_movies(
     counts, factors = n_ratings(learn), movie_factors(learn).astype(float)
     if title not in counts.index:
         raise UnknownTitle(f"no title {title!r}{suggest(title, counts.index)}")
-    if counts[title] == 0:
+    learned = pd.Series(trained(counts), counts.index)
+    if not learned[title]:
         raise UnknownTitle(f"{title!r} has no rating among the training rows: nothing was learned")
-    others = counts.index[counts >= min_ratings].drop(title, errors="ignore")
+    enough = counts >= min_ratings if counts.any() else learned  # an exported Learner has no counts
+    others = counts.index[enough].drop(title, errors="ignore")
     if not len(others):
         return pd.DataFrame({by: [], "n_ratings": []}, others)
     distance = pairwise_distances(factors.loc[[title]], factors.loc[others], metric=by)[0]

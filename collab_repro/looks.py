@@ -5,11 +5,14 @@ A model keeps its colour, line and marker in all figures, so that they can be re
 
 import re
 from collections.abc import Sequence
+from unicodedata import east_asian_width
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
@@ -23,7 +26,11 @@ LOOKS = {
     "EmbeddingNN": ("#56B4E9", (0, (1, 1)), "p", "★☆"),
 }
 INK, GREY = "0.2", "0.4"  # what belongs to no model
+CJK = "Noto Sans CJK JP", "Noto Sans CJK SC", "Source Han Sans", "IPAexGothic", "WenQuanYi Zen Hei"
+CJK += "Hiragino Sans", "PingFang SC", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Arial Unicode MS"
+INSTALLED = {font.name for font in fontManager.ttflist}
 STYLE = {
+    "font.family": ["DejaVu Sans", *(name for name in CJK if name in INSTALLED)],  # by letter
     "font.size": 9,
     "axes.labelsize": 9,
     "axes.titlesize": 9,
@@ -44,9 +51,12 @@ LOSSES = {"train_loss": "training MSE (smoothed)", "valid_loss": "validation MSE
 def short_title(title: object, width: int = 40, year: bool = True) -> str:
     """A title for a label: 'Seventh Seal, The (Sjunde inseglet, Det) (1957)' as 'The Seventh Seal (1957)'.
 
-    Without `year` that goes too, and '…' stands for what is over `width` characters.
+    Without `year` that goes too, and '…' stands for what is over `width` characters, of which a Chinese,
+    Japanese or Korean one is two.
     """
-    parts = re.fullmatch(r"(.*?)((?: \([^()]*\))*?)( \(\d{4}\))?", str(title).strip(), re.DOTALL)
+    title = " ".join(str(title)[:1000].split())
+    width -= sum(east_asian_width(letter) in "WF" for letter in title[: width // 2])
+    parts = re.fullmatch(r"(.*?)((?: \([^()]*\))*?)( \(\d{4}\))?", title)
     name, released = parts[1], (parts[3] or "") if year else ""
     if article := re.fullmatch(r"(.+), (The|An?|Les?|La|L'|Das|Der|Die|El|Il)", name):
         name = f"{article[2]} {article[1]}".replace("L' ", "L'")
@@ -54,6 +64,21 @@ def short_title(title: object, width: int = 40, year: bool = True) -> str:
         words = name[:room].rpartition(" ")[0]
         name = (words if len(words) > room // 2 else name[: room - 1]).rstrip(" ,:") + "…"
     return name + released
+
+
+def short_titles(titles: Sequence[object], width: int = 40, year: bool = True) -> list[str]:
+    """`short_title` of each; those that would be alike get the year, their end or a number."""
+    short = pd.Series([short_title(title, width, year) for title in titles], dtype=object)
+    alike = short.duplicated(keep=False)
+    short[alike] = [short_title(title, width) for title in np.asarray(titles, object)[alike]]
+    for alike in short[short.duplicated(keep=False)].groupby(short).groups.values():
+        half = len(short[alike[0]]) // 2
+        ends = ["…" + " ".join(str(titles[n])[-1000:].split())[-half:] for n in alike]
+        if len(set(ends)) == len(ends):
+            short[alike] = [short[n][:half].rstrip("…") + end for n, end in zip(alike, ends, strict=True)]
+        else:
+            short[alike] = [f"{short[n]} [{k}]" for k, n in enumerate(alike, start=1)]
+    return short.tolist()
 
 
 def look_of(model: str) -> tuple:
@@ -92,7 +117,7 @@ def epochs_axis(ax: Axes, ylabel: str) -> None:
     ax.set_axisbelow(True)
 
 
-def root(ax: Axes) -> mpl.figure.Figure:
+def root(ax: Axes) -> Figure:
     return ax.figure.canvas.figure  # of a subfigure too
 
 
@@ -116,6 +141,8 @@ def label_points(ax: Axes, x: Sequence[float], y: Sequence[float], labels: Seque
     ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())
     root(ax).draw_without_rendering()
     px = root(ax).dpi / 72  # pixels a point
+    known = np.isfinite(np.column_stack([x, y]).astype(float)).all(axis=1)
+    x, y, labels = np.asarray(x)[known], np.asarray(y)[known], np.asarray(labels, object)[known]
     points = ax.transData.transform(np.column_stack([x, y]))
     taken = np.hstack([points - 3.5 * px, points + 3.5 * px])  # boxes: left, bottom, right, top
     angle = np.radians([0, 180, 90, 270, *range(15, 360, 15)])

@@ -101,7 +101,7 @@ def plot_bias(bias: pd.Series | pd.DataFrame, n: int = 10, ax: Axes | None = Non
             ax.text(1.02, y, rank, va="center_baseline", **look)
         ax.text(1.02, at[-1] + 1, "rank over seeds", va="center_baseline", **look)
     ax.axvline(0, color=looks.GREY, linewidth=0.8, zorder=0)
-    ax.set_yticks(at, [looks.short_title(title, 48) for title in table.index], parse_math=False)
+    ax.set_yticks(at, looks.short_titles(table.index, 48), parse_math=False)
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x", color="0.9")
     ax.set_axisbelow(True)
@@ -127,5 +127,5 @@ def plot_factors(
         share = f" ({shares[component]:.0%} of the variance)" if component in shares else ""
         axis.set_label_text(f"component {component}{share}")
     looks.foot(ax, source or pca.attrs.get("source", ""))
-    looks.label_points(ax, shown[x], shown[y], [looks.short_title(t, 32, year=False) for t in shown.index])
+    looks.label_points(ax, shown[x], shown[y], looks.short_titles(shown.index, 32, year=False))
     return ax

@@ -20,7 +20,7 @@ from torch import nn
 
 from .loader import BS, RatingsDL
 from .models import FROM_SIZES, N_FACTORS, Y_RANGE, DotProductBias, YRange
-from .sources import check_ratings, check_split
+from .sources import check_ratings, check_split, tell_untrained
 from .speed import EPOCHS, LR, WD, FastLoop, FusedAdam, Stopwatch, fit  # noqa: F401
 
 RANDOM_STATE = threading.RLock()  # PyTorch's random state is one for all threads
@@ -49,7 +49,8 @@ def learner(
     training and validation rows, the initial weights and the batch order; `split`, `init` and `order`
     fix one of the three apart; `split` may also be a mask of the rows to validate on, or their positions
     as in iloc (see `check_split`). PyTorch's global random state on the CPU is left as it was. Columns
-    not named are the first three, the item `title` where there is one. Raises `BadRatings`.
+    not given are found by name or place (see `check_ratings`). A warning counts the validation rows whose
+    user or item has no training row. Raises `BadRatings`.
     """
     split, init, order = (seed if own is None else own for own in (split, init, order))
     if isinstance(split, bool | np.bool_) or not isinstance(split, int | np.integer):
@@ -57,6 +58,7 @@ def learner(
     ratings = check_ratings(ratings, user_name, item_name, rating_name, y_range, bs, valid_pct)
     with RANDOM_STATE, torch.random.fork_rng(devices=[]):
         dls = _dls(ratings, split, valid_pct, bs=bs, dl_type=RatingsDL, shuffle_seed=order, drop_last=False)
+        tell_untrained(dls.train_ds.items, dls.valid_ds.items, list(dls.classes))
         torch.manual_seed(init)
         if model in FROM_SIZES:
             module = model(*map(len, dls.classes.values()), n_factors, y_range)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from collab_repro.data import RatingsUnavailable, load_ratings
+from collab_repro.sources.notes import SAID
 from collab_repro.sources.planted import Truth, planted_ratings
 
 
@@ -16,6 +17,12 @@ from collab_repro.sources.planted import Truth, planted_ratings
 def one_thread():
     """Batches this small only lose by a second thread."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def nothing_said():
+    """Each test may hear every note."""
+    SAID.clear()
 
 
 @pytest.fixture

@@ -148,7 +148,8 @@ def test_the_main_command_alone_falls_back_on_synthetic_ratings(tmp_path, monkey
 
 def test_help_names_every_subcommand_and_option():
     said = parser().format_help()
-    for word in ("plots", "chapter", "bench", "--data", "--seeds", "--epochs", "--out", "--title"):
+    options = "--data --seeds --epochs --out --title --user --item --rating --alike --y-range --batch"
+    for word in ("plots", "chapter", "bench", *options.split()):
         assert word in said
     assert "COLLAB_REPRO_DATA" in said
 

@@ -1,6 +1,8 @@
 """Figures: nothing overlaps or is cut, the data shown is the data given, and none of it changes."""
 
+from dataclasses import replace
 from itertools import combinations
+from unicodedata import east_asian_width
 
 import matplotlib as mpl
 import numpy as np
@@ -10,11 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.image import imread
 from matplotlib.text import Text
+from test_interpret import made
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
+from collab_repro import Learned, looks
 from collab_repro.chapter import published
+from collab_repro.command import folder, report
 from collab_repro.command.folder import save_figure
 from collab_repro.curves import difference
 from collab_repro.looks import LOOKS, short_title
@@ -312,7 +317,7 @@ def test_short_titles():
         ("Good, The Bad", (40, True), "Good, The Bad"),
         ("unknown", (40, True), "unknown"),
         ("(1999)", (40, True), "(1999)"),
-        ("two\nlines (1990)", (40, True), "two\nlines (1990)"),
+        ("two\nlines (1990)", (40, True), "two lines (1990)"),
         (7, (40, True), "7"),
     ]:
         assert short_title(title, width, year) == short, title
@@ -321,3 +326,39 @@ def test_short_titles():
 @given(st.text(), st.integers(10, 50), st.booleans())
 def test_short_titles_are_short(title, width, year):
     assert len(short_title(title, width, year)) <= width
+
+
+@pytest.mark.parametrize("width", [48, 32])
+def test_labels_of_titles_alike_differ(width):
+    long = "A very long title that goes on and on until it is over, part "
+    titles = [long + "one", long + "two", "Hamlet (1990)", "Hamlet (1996)", "x", "x "]
+    titles += ["七人の侍" * 20 + "一", "七人の侍" * 20]
+    labels = looks.short_titles(pd.Index(titles), width, year=False)
+    assert len(set(labels)) == len(titles)
+    assert labels[0].endswith("part one") and labels[1].endswith("part two")
+    assert labels[2:4] == ["Hamlet (1990)", "Hamlet (1996)"]
+    wide = [sum(1 + (east_asian_width(letter) == "W") for letter in label) for label in labels]
+    assert max(wide) <= width + 4
+
+
+def test_a_point_without_a_place_takes_no_label_but_its_own():
+    _, ax = plt.subplots()
+    ax.set(xlim=(-1, 4), ylim=(-1, 4))
+    looks.label_points(ax, [0, np.nan, 2, 3], [0, 1, 2, np.inf], list("abcd"))
+    assert [text.get_text() for text in ax.texts] == ["a", "c"]
+
+
+def test_letters_that_no_font_has_are_a_note(tmp_path, capsys):
+    made(np.random.default_rng(0).normal(size=(3, 4)), bias=np.arange(3.0)).save(tmp_path / "learned-A.npz")
+    learned = Learned.load(tmp_path / "learned-A.npz")
+    replace(learned, titles=["#na#", "\U0001faf8", "a|b", "b\nc"]).save(tmp_path / "learned-A.npz")
+    with pytest.warns(UserWarning, match="drawn as boxes") as said:
+        folder.draw(tmp_path)
+    assert len(said) == 1 and (tmp_path / "bias-A.png").exists()
+
+
+def test_a_report_keeps_its_cells_and_lines():
+    text = report.table(["a|b", "n"], [("x | y", 1), ("line\nbreak", 2), ("z" * 10**6, 3)])
+    lines = text.splitlines()
+    assert len(lines) == 5 and len({len(line) for line in lines}) == 1 and len(lines[0]) < 150
+    assert r"x \| y" in text and "line break" in text and r"a\|b" in lines[0]

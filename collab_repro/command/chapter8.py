@@ -12,8 +12,9 @@ from ..comparison import BOTH, SameStart, curves_of, learners
 from ..evidence.eight_runs import against_the_book, reproduce
 from ..models import copy_weights
 from ..recommend.learned import Learned
-from ..training import fit, learner
+from ..training import BS, LR, WD, Y_RANGE, fit, learner
 from . import folder
+from .ratings import settings_for
 from .report import chapter_report, report, title_to_show
 
 CHAPTERS_TITLE = "Silence of the Lambs, The (1991)"
@@ -27,19 +28,22 @@ def main_command(args: argparse.Namespace, ratings: pd.DataFrame, bar: tqdm) -> 
     started = time.perf_counter()
     name, source = ratings.attrs["name"], ratings.attrs["source"]
     title = title_to_show(ratings, args.title, CHAPTERS_TITLE)
-    learns = learners(ratings, BOTH, range(args.seeds))
-    first, copied = learns[BOTH[0].__name__, 0], learner(ratings, BOTH[1], 0)
+    made, fitted = settings_for(args, ratings)
+    name = " ".join([name, *(f"{setting}={value}" for setting, value in {**fitted, **made}.items())])
+    learns = learners(ratings, BOTH, range(args.seeds), **made)
+    first, copied = learns[BOTH[0].__name__, 0], learner(ratings, BOTH[1], 0, **made)
     copy_weights(first.model, copied.model)
     bar.set_description("training")
     bar.reset(total=(len(learns) + 1) * args.epochs)
-    fit([*learns.values(), copied], args.epochs, progress=bar.update)
+    fit([*learns.values(), copied], args.epochs, **fitted, progress=bar.update)
     bar.close()
     same = SameStart.of(first, copied, data=name, seed=0)
     curves = curves_of(learns, data=name)
     learned = {m.__name__: Learned.of(learns[m.__name__, 0], seed=0) for m in BOTH}
     settings = (
-        f"{args.epochs} epochs of fit_one_cycle at 5e-3, wd .1, batches of 64, 50 factors, seeds 0 to "
-        f"{args.seeds - 1} (each its own split, weights and order)"
+        f"{args.epochs} epochs of fit_one_cycle at {fitted.get('lr', LR):g}, wd {fitted.get('wd', WD):g}, "
+        f"batches of {made.get('bs', BS):,}, 50 factors, y_range {made.get('y_range', Y_RANGE)}, "
+        f"seeds 0 to {args.seeds - 1} (each its own split, weights and order)"
     )
     constant = sum(constant_mse(learns[BOTH[0].__name__, s]) for s in range(args.seeds)) / args.seeds
     text = report(
@@ -62,10 +66,11 @@ def chapter_command(args: argparse.Namespace, ratings: pd.DataFrame, bar: tqdm) 
     bar.set_description("training")
     bar.reset(total=len(runs) * args.splits * args.epochs)
     path = args.out / "chapter.csv"
-    losses = reproduce(ratings, runs, args.splits, args.epochs, path, progress=bar.update)
+    made, fitted = settings_for(args, ratings)
+    losses = reproduce(ratings, runs, args.splits, args.epochs, path, bar.update, **fitted, **made)
     bar.close()
     names = {number: RUNS[number].name for number in runs}
-    files, book = folder.draw(args.out), ratings.attrs["name"] == folder.BOOK_DATA
+    files, book = folder.draw(args.out), ratings.attrs["name"] == folder.BOOK_DATA and not made
     source = ratings.attrs["source"]
     print("\n" + chapter_report(against_the_book(losses), names, args.splits, source, book))
     print(f"Wrote chapter.csv, {', '.join(f.name for f in files)} in {args.out}")

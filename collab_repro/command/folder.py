@@ -1,7 +1,9 @@
 """The folder of results: what a run measured, kept whole, and every figure drawn from it again."""
 
 import argparse
+import re
 import sys
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from io import BytesIO
@@ -25,6 +27,7 @@ CURVES = ["data", "model", "seed", "epoch", "train_loss", "valid_loss", "seconds
 CHAPTER = ["data", "run", "model", "split", "epoch", "train_loss", "valid_loss"]
 SCALE = ["size", "ratings", "users", "titles", "bs", "epochs"]
 SCALE += ["seconds", "ratings_per_s", "memory", "valid_loss"]
+BOXES = "some letters are drawn as boxes; a font like Noto Sans CJK, once installed, has them"
 BOOK_DATA = "ml-100k"  # the only ratings that the book's numbers are set beside
 
 
@@ -88,16 +91,21 @@ def draw(out: Path) -> list[Path]:
         drawings["bench-scale"] = partial(figures.plot_cost, cost, "ratings", "cost", "measure", **labels)
     if not drawings:
         raise ResultsError(f"{out} holds no curves.csv, learned-*.npz, chapter.csv or bench-scale.csv")
-    files = []
+    files, notes = [], {}
     for name, plot in drawings.items():
-        try:
-            axes = plot()
-        except ValueError as error:  # too few titles or factors, or a model without biases
-            print(f"{name}.png is left out: {error}", file=sys.stderr)
-            continue
-        files.append(out / f"{name}.png")
-        save_figure(axes, files[-1])
-        plt.close(np.ravel(axes)[0].figure)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            try:
+                axes = plot()
+            except ValueError as error:  # too few titles or factors, or a model without biases
+                print(f"{name}.png is left out: {error}", file=sys.stderr)
+                continue
+            files.append(out / f"{name}.png")
+            save_figure(axes, files[-1])
+            plt.close(np.ravel(axes)[0].figure)
+        notes |= dict.fromkeys(re.sub("^Glyph.*", BOXES, str(one.message)) for one in said)
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
     return files
 
 

@@ -10,7 +10,6 @@ from ..chapter import published
 from ..curves import difference, summary
 from ..interpret import UnknownTitle, movie_bias, similar_movies, suggest
 from ..recommend.learned import Learned
-from ..sources import check_ratings
 
 LOSSES = "train_loss", "valid_loss"
 
@@ -18,8 +17,15 @@ LOSSES = "train_loss", "valid_loss"
 def table(header: Sequence[str], rows: Iterable[Sequence[object]], numbers: bool = True) -> str:
     """A Markdown table whose columns line up; with `numbers`, all but the first are right-aligned."""
     align = ["left", *["right" if numbers else "left"] * (len(header) - 1)]
-    frame = pd.DataFrame(list(rows), columns=list(header))
+    header, *rows = [[one_line(cell, 120).replace("|", r"\|") for cell in row] for row in (header, *rows)]
+    frame = pd.DataFrame(rows, columns=header)
     return frame.to_markdown(index=False, disable_numparse=True, colalign=align)
+
+
+def one_line(text: object, width: int = 80) -> str:
+    """`text` on one line of no more than `width` letters."""
+    line = " ".join(str(text)[: 9 * width].split())
+    return line if len(line) <= width else line[: width - 1] + "…"
 
 
 def versions() -> str:
@@ -57,7 +63,7 @@ def report(
         *_paired(curves),
         "## Movie bias, seed " + str(curves["seed"].iloc[0]),
         *(_biases(name, tables) for name, tables in learned.items()),
-        f"## Nearest to {title}",
+        f"## Nearest to {one_line(title)}",
         *(_neighbours(name, tables, title) for name, tables in learned.items()),
     ]
     return "\n\n".join(parts) + "\n"
@@ -92,7 +98,7 @@ def _paired(curves: pd.DataFrame) -> list[str]:
 def _biases(name: str, learned: Learned, n: int = 5) -> str:
     bias = movie_bias(learned)
     ends = bias.head(n), bias.iloc[::-1].head(n)
-    cells = [[f"{title} {value:+.2f}" for title, value in end.items()] for end in ends]
+    cells = [[f"{one_line(title)} {value:+.2f}" for title, value in end.items()] for end in ends]
     return table([f"{name}, lowest {n}", f"{name}, highest {n}"], zip(*cells, strict=True), numbers=False)
 
 
@@ -100,7 +106,7 @@ def _neighbours(name: str, learned: Learned, title: str) -> str:
     try:
         near = similar_movies(learned, title)
     except UnknownTitle as error:  # all of its ratings are validation rows
-        return f"{name}: {error}"
+        return f"{name}: {one_line(error, 200)}"
     rows = [(other, f"{row['cosine']:.2f}", int(row["n_ratings"])) for other, row in near.iterrows()]
     return table([name, "cosine", "ratings"], rows) if rows else f"{name}: no title is rated enough"
 
@@ -108,9 +114,9 @@ def _neighbours(name: str, learned: Learned, title: str) -> str:
 def title_to_show(ratings: pd.DataFrame, wanted: str | None, usual: str) -> object:
     """The item called `wanted`; by default the `usual` title, or the most rated item where it is missing.
 
-    Raises `UnknownTitle`, suggesting others, for an item that the ratings don't have, and `BadRatings`.
+    `ratings` are checked. Raises `UnknownTitle`, suggesting others, for an item that they don't have.
     """
-    known = check_ratings(ratings).iloc[:, 1].value_counts().index
+    known = ratings.iloc[:, 1].value_counts().index
     named = {str(item): item for item in known}
     if wanted is not None and wanted not in named:
         raise UnknownTitle(f"no title {wanted!r}{suggest(wanted, known)}")

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -10,29 +11,36 @@ from fastai.learner import Learner
 from fastai.tabular.model import get_emb_sz
 
 from ..chapter import RUNS, published
-from ..models import Y_RANGE, CollabNN, DotProduct, DotProductBias, DotProductBiasParams
+from ..models import Y_RANGE, CollabNN, DotProduct, DotProductBias, DotProductBiasParams, YRange
 from ..sources import check_ratings
 from ..sources.files import read_losses, write_table
 from ..speed import usable_cores
-from ..training import EPOCHS, LR, curve, fit, learner
+from ..training import EPOCHS, LR, WD, curve, fit, learner
 
 MODELS = {
     "DotProduct": DotProduct,
     "DotProductBias": DotProductBias,
     "DotProductBiasParams": DotProductBiasParams,
     "EmbeddingDotBias": EmbeddingDotBias,
-    "CollabNN": lambda dls: CollabNN(*get_emb_sz(dls), n_act=100),
-    "EmbeddingNN": lambda dls: EmbeddingNN(get_emb_sz(dls), layers=[100, 50], y_range=Y_RANGE),
+    "CollabNN": lambda dls, y_range=Y_RANGE: CollabNN(*get_emb_sz(dls), y_range, n_act=100),
+    "EmbeddingNN": lambda dls, y_range=Y_RANGE: EmbeddingNN(get_emb_sz(dls), [100, 50], y_range=y_range),
 }
 COLUMNS = ["data", "run", "model", "split", "epoch", "train_loss", "valid_loss"]
 KEY = ["run", "split", "epoch"]
 ML_100K = "2288bf3d"  # the start of its digest, see data_name
 
 
-def run_learner(ratings: pd.DataFrame, number: int, split: int = 0) -> Learner:
-    """The Learner of the chapter's run `number` on split `split`, ready for `fit` with wd `run.wd`."""
+def run_learner(
+    ratings: pd.DataFrame, number: int, split: int = 0, *, y_range: YRange = Y_RANGE, **settings
+) -> Learner:
+    """The Learner of the chapter's run `number` on split `split`, ready for `fit` with wd `run.wd`.
+
+    `y_range` counts where the run has one; further `settings` go to `learner`.
+    """
     run = RUNS[number]
-    return learner(ratings, MODELS[run.model], split, y_range=run.y_range)
+    model = MODELS[run.model]
+    model = partial(model, y_range=y_range) if run.model.endswith("NN") else model
+    return learner(ratings, model, split, y_range=run.y_range and y_range, **settings)
 
 
 def reproduce(
@@ -42,16 +50,23 @@ def reproduce(
     epochs: int = EPOCHS,
     path: str | Path | None = None,
     progress: Callable[[int], None] = lambda trained: None,
+    *,
+    lr: float = LR,
+    wd: float = WD,
+    **settings,
 ) -> pd.DataFrame:
     """Train the chapter's `runs` on `splits` random splits each, and return all losses, one row an epoch.
 
     Columns: data, run, model, split, epoch (from 0), train_loss, valid_loss (MSE). With `path`, the CSV
     there grows as training goes on. Splits it already holds for ratings of the same content (`data_name`)
     and number of epochs are not trained again, and rows of other data stay. `progress` is called with the
-    number of model-epochs each time some are done.
+    number of model-epochs each time some are done. `lr`, `wd` (of the runs with .1, the others have a tenth)
+    and `settings` of `learner` stand beside the data's name where they aren't the chapter's.
     Raises `FileError` when `path` holds anything else, `BadRatings`, `DivergedError`, OSError.
     """
-    runs, data = list(runs), data_name(ratings)
+    changed = {"lr": lr, "wd": wd, **settings}
+    changed = {name: v for name, v in changed.items() if v != {"lr": LR, "wd": WD}.get(name)}
+    runs, data = list(runs), " ".join([data_name(ratings), *(f"{name}={v}" for name, v in changed.items())])
     done, others = _read(path, data, epochs)
     for number in runs:
         kept = set(done.loc[done["run"] == number, "split"])
@@ -59,8 +74,8 @@ def reproduce(
         missing = [s for s in range(splits) if s not in kept]
         at_once = usable_cores() if RUNS[number].model.endswith("NN") else 10  # splits between two savings
         for at in range(0, len(missing), at_once):
-            part = {s: run_learner(ratings, number, s) for s in missing[at : at + at_once]}
-            fit(part.values(), epochs, LR, RUNS[number].wd, progress)
+            part = {s: run_learner(ratings, number, s, **settings) for s in missing[at : at + at_once]}
+            fit(part.values(), epochs, lr, RUNS[number].wd * (wd / WD), progress)
             labels = {"data": data, "run": number, "model": RUNS[number].model}
             rows = [curve(ln, **labels, split=s).drop(columns="seconds") for s, ln in part.items()]
             done = pd.concat([done, *rows], ignore_index=True)
@@ -72,7 +87,8 @@ def reproduce(
 
 def data_name(ratings: pd.DataFrame) -> str:
     """What tells these ratings from others: their name, and unless they are MovieLens 100K, their content."""
-    content = pd.util.hash_pandas_object(check_ratings(ratings), index=False).to_numpy().tobytes()
+    checked = check_ratings(ratings, y_range=None)
+    content = pd.util.hash_pandas_object(checked, index=False).to_numpy().tobytes()
     name, digest = ratings.attrs.get("name", ""), hashlib.sha256(content).hexdigest()[:8]
     return name if (name, digest) == ("ml-100k", ML_100K) else f"{name} {digest}".strip()
 

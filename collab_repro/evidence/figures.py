@@ -28,7 +28,7 @@ def plot_neighbours(near: pd.DataFrame, title: str = "", ax: Axes | None = None,
     for y, (value, count) in enumerate(zip(near[by], near["n_ratings"], strict=True)):
         small = {"color": looks.GREY, "fontsize": 7, "va": "center"} | looks.OFFSET
         ax.annotate(f"{count:,} ratings", (value, y), (7, 0), **small)
-    ax.set_yticks(at, [looks.short_title(other, 48) for other in near.index], parse_math=False)
+    ax.set_yticks(at, looks.short_titles(near.index, 48), parse_math=False)
     ax.set_ylim(len(near) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     ax.margins(x=0.2)
@@ -68,7 +68,7 @@ def plot_bias_vs_mean(
     ax.plot(far["mean"], far["bias"], color=looks.INK, marker="o", markersize=4, linestyle="")
     ax.set(xlabel="mean rating (stars)", ylabel="movie bias (added to the score under the sigmoid)")
     looks.foot(ax, source or bias.attrs.get("source", ""))
-    looks.label_points(ax, far["mean"], far["bias"], [looks.short_title(t, 34) for t in far.index])
+    looks.label_points(ax, far["mean"], far["bias"], looks.short_titles(far.index, 34))
     return ax
 
 

@@ -30,11 +30,12 @@ class LearnedFileError(FileError):
 class Learned:
     """The tables of a dot-product model with the vocabularies of their rows, as NumPy arrays.
 
-    `users`, `titles`: ids or text, row 0 is '#na#'; `n_ratings` (n_titles,): each title's training
-    rows. `user_factors` (n_users, k), `movie_factors` (n_titles, k), `user_bias` (n_users,) and
-    `movie_bias` (n_titles,) are float32; both biases are None for `DotProduct`, which has none.
-    `y_range`: the range of the sigmoid, None without one. `names`: the ratings' columns of users and
-    titles. `note`: data, source, model, versions and what else the caller wants to keep, as text.
+    `users`, `titles`: ids or text, row 0 is '#na#'; users without a training row are left out.
+    `n_ratings` (n_titles,): each title's training rows. `user_factors` (n_users, k), `movie_factors`
+    (n_titles, k), `user_bias` (n_users,) and `movie_bias` (n_titles,) are float32; both biases are None
+    for `DotProduct`, which has none. `y_range`: the range of the sigmoid, None without one. `names`: the
+    ratings' columns of users and titles. `note`: data, source, model, versions and what else the caller
+    wants to keep, as text.
     """
 
     users: list
@@ -72,6 +73,9 @@ class Learned:
             for name, shape in {"user_factors": (len(users), -1), "user_bias": -1}.items()
             if name in held
         }
+        rows = learn.dls.train_ds.items[user]
+        kept = np.isin(np.arange(len(users)), [0, *rows.unique()]) | (not len(rows))
+        users, copied = np.array(users, object)[kept], {name: table[kept] for name, table in copied.items()}
         for name, table in {**copied, "movie_factors": known.factors, "movie_bias": known.bias}.items():
             if table is not None and not np.isfinite(table).all():
                 raise ValueError(f"{name} isn't finite: training diverged")
@@ -88,7 +92,7 @@ class Learned:
             movie_factors=known.factors,
             movie_bias=known.bias,
             y_range=None if y_range is None else (float(y_range[0]), float(y_range[1])),
-            names=(user, known.column),
+            names=tuple(getattr(name, "item", lambda name=name: name)() for name in (user, known.column)),
             note={name: str(value) for name, value in note.items()},
         )
 
@@ -160,8 +164,10 @@ def _check_tables(learned: Learned) -> None:
         y_range is None or (len(y_range) == 2 and -INF < y_range[0] < y_range[1] < INF),
         f"y_range is {y_range}",
     )
-    texts = [*learned.names, *learned.note, *learned.note.values()]
-    _check(len(learned.names) == 2 and all(isinstance(t, str) for t in texts), "a note isn't text")
+    texts = [*learned.note, *learned.note.values()]
+    _check(all(isinstance(text, str) for text in texts), "a note isn't text")
+    named = len(learned.names) == 2 and all(isinstance(name, str | int | float) for name in learned.names)
+    _check(named, "a column's name isn't text or number")
 
 
 def _check(holds: bool, otherwise: str) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from ..interpret import UnknownId, UnknownTitle
+from ..interpret import UnknownId, UnknownTitle, trained
 from .learned import Learned
 
 CHUNK = 1 << 16  # rows scored at a time, so that memory does not grow with the rows
@@ -22,8 +22,9 @@ def predict(
     ensemble: the mean of their predictions.
 
     fastai sends whom it doesn't know to the row '#na#', silently. Here `unknown="error"` raises,
-    and "average" predicts with the mean factors and bias of all users or of all rated titles
-    ("Bootstrapping a Collaborative Filtering Model"). Ids are compared exactly: 7 is not "7".
+    also for those without a training row, and "average" predicts with the mean factors and bias of all
+    users or titles that have one ("Bootstrapping a Collaborative Filtering Model"). Ids are compared
+    exactly: 7 is not "7".
 
     Raises `UnknownId` naming the first few (`UnknownTitle` when it is titles alone), ValueError
     for no model, for missing or doubled columns, or another `unknown`.
@@ -41,6 +42,7 @@ def predict(
     users, titles = (
         _codes(v, rows[n]) for v, n in zip((learned.users, learned.titles), learned.names, strict=True)
     )
+    titles[~trained(learned.n_ratings)[titles]] = 0
     if unknown == "error" and not (users.all() and titles.all()):
         user, title = (rows[name] for name in learned.names)
         strangers = {"users": user[users == 0], "titles": title[titles == 0]}
@@ -58,9 +60,8 @@ def predict(
 
 def _scores(learned: Learned, users: np.ndarray, titles: np.ndarray) -> np.ndarray:
     """The scores under the sigmoid, (rows,) float64; row 0 of a vocabulary stands for the average one."""
-    rated = learned.n_ratings > 0
-    rated[1:] |= not rated.any()  # an exported learner doesn't know
-    everyone = np.arange(len(learned.users)) > 0
+    rated, everyone = trained(learned.n_ratings), np.ones(len(learned.users), bool)
+    rated[0] = everyone[0] = False
     user_factors = _averaged(learned.user_factors, everyone)
     movie_factors = _averaged(learned.movie_factors, rated)
     score = np.empty(len(users))

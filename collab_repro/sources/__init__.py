@@ -1,15 +1,18 @@
 """Where ratings come from. The main modules can be read without this folder.
 
 - movielens: MovieLens 100K from a folder of the user's, from fastai's folders, from GroupLens or from PyPI.
-- own: the user's own ratings, from a .csv or .tsv file.
+- own: the user's own ratings, from a table in a file; content: the text in it.
+- columns: which columns hold users, items and ratings.
 - checks: whether a model can be trained on ratings, and what to change if not.
+- notes: what these say, once.
 - planted: made-up ratings, and the biases and factors they were drawn from.
 - files: how this package writes its files, and reads its tables of losses again.
 
 Nothing here imports torch or fastai.
 """
 
-from .checks import BadRatings, check_ratings, check_split
+from .checks import check_ratings, check_split, tell_untrained
 from .movielens import RatingsUnavailable, load_movielens
-from .own import load_own
+from .notes import BadRatings
+from .own import SUFFIXES, load_own
 from .planted import planted_ratings

@@ -1,18 +1,20 @@
 """Whether a model can be trained on ratings. What would silently give a wrong number is refused."""
 
-import warnings
+from bisect import bisect_right
 from collections.abc import Callable
 from decimal import Decimal
-from difflib import get_close_matches
 from numbers import Real
 from unicodedata import normalize
 
 import numpy as np
 import pandas as pd
 
+from .columns import columns_of, is_named
+from .notes import BadRatings, note
 
-class BadRatings(ValueError):
-    """Ratings that a model can't be trained on: the column, the row (from 0, as in iloc) and a remedy."""
+Y_RANGE = (0, 5.5)  # the chapter's
+MISSING = {"null", "nan", "none", "nat", "n/a", "#n/a", "<na>", "na"}  # as programs write them
+MOST = 21  # different whole numbers in a scale of ratings, unless the column is named so
 
 
 def check_ratings(
@@ -20,49 +22,70 @@ def check_ratings(
     user_name: str | None = None,
     item_name: str | None = None,
     rating_name: str | None = None,
-    y_range: tuple[float, float] | None = (0, 5.5),
+    y_range: tuple[float, float] | None = Y_RANGE,
     bs: int = 64,
     valid_pct: float = 0.2,
+    alike: str | None = None,
 ) -> pd.DataFrame:
     """`ratings` as three columns (user, item, rating) that fastai encodes without loss.
 
-    The columns are the first three unless named, as in `CollabDataLoaders.from_df`, except that a column
-    called `title` is the item, as in the chapter. The result keeps their names and the order of the rows,
-    and is indexed from 0. `from_df` needs no names for it: `user, item, rating = checked.columns`. The input
-    is not changed.
+    Columns that are not given are taken by their names, or else by place (see `columns_of`, which says so).
+    The result keeps their names and the order of the rows, and is indexed from 0. `from_df` needs no names
+    for it: `user, item, rating = checked.columns`. The input is not changed.
 
     Ids become integers, text (object) or categories that are all in use. Floats that are whole numbers
     become integers: fastai would make them float32, in which ids above 2**24 coincide. For integer ids,
     fastai's vocabulary holds the training rows only, and it silently reads an id that only validation has
     as `#na#`; for text and categories the vocabulary holds all rows. Ratings are unchanged, or become
-    float64 if they were bool, Decimal, nullable or Arrow numbers.
+    float64 if they were bool, Decimal, nullable or Arrow numbers. Items that differ only in blanks, case or
+    the form of an accent, and users that differ in blanks or accents, are refused, unless `alike` is "fold"
+    (one id, as first written) or "keep" (different ids).
 
     A user may rate an item more than once. `.attrs["duplicates"]` counts the extra rows, and a warning gives
     the number unless the input's `.attrs` already had it.
 
-    Raises `BadRatings` for ids that are missing, nearly alike or of mixed types, for ratings that are not
-    finite numbers strictly inside `y_range`, where the sigmoid's output lies (None: no bounds), and for
-    fewer training rows than `bs`, which fastai would drop.
+    Raises `BadRatings` for ids that are missing, alike or of mixed types, for ratings that are not finite
+    numbers strictly inside `y_range`, where the sigmoid's output lies (None: no bounds), and for fewer
+    training rows than `bs`, which fastai would drop. Ratings on the bounds of a `y_range` other than the
+    chapter's are let in, with a warning.
     """
-    names = _column_names(list(ratings.columns), user_name, item_name, rating_name)
-    user, item, rating = names
-    n_train = len(ratings) - int(valid_pct * len(ratings))
-    if bs < 1 or n_train < bs:
-        problem = f"{len(ratings)} rows leave {n_train} to train on, fewer than a batch of {bs}"
-        raise BadRatings(f"{problem}; give more ratings or a smaller bs")
-    checked = ratings[names].reset_index(drop=True)
-    checked[user], users = _check_ids(checked[user])
-    checked[item], items = _check_ids(checked[item], fold=str.casefold)
-    checked[rating] = _check_stars(checked[rating], y_range)
+    try:
+        names = columns_of(ratings, user_name, item_name, rating_name)
+        user, item, rating = names
+        _check_settings(len(ratings), y_range, bs, valid_pct, alike)
+        alike = alike or ratings.attrs.get("alike")
+        checked = ratings[names].reset_index(drop=True)
+        checked[user], users = _check_ids(checked[user], alike)
+        checked[item], items = _check_ids(checked[item], alike, fold=str.casefold)
+        sure = rating_name is not None or is_named(rating, "rating")
+        checked[rating] = _check_stars(checked[rating], y_range, sure)
+    except BadRatings as error:
+        if error.row is not None and "lines" in ratings.attrs:
+            first, gaps = ratings.attrs["lines"]
+            line = first + error.row + bisect_right(gaps, error.row)
+            error.args = (error.args[0].replace(f"row {error.row} ", f"row {error.row}, line {line:,} ", 1),)
+        raise
     pairs = users * (items.max() + 1) + items
     pairs.sort()
     duplicates = int((pairs[1:] == pairs[:-1]).sum())
     if duplicates and duplicates != ratings.attrs.get("duplicates"):
         count = f"{duplicates:,} of {len(checked):,} rows repeat a pair of {user} and {item}"
         effect = "each row counts, and a pair may be in both training and validation"
-        warnings.warn(f"{count}: {effect}", stacklevel=2)
-    checked.attrs = {**ratings.attrs, "duplicates": duplicates}
+        note(f"{count}: {effect}")
+    kept = {name: value for name, value in ratings.attrs.items() if name != "lines"}
+    checked.attrs = {**kept, "columns": names, "duplicates": duplicates} | ({"alike": alike} if alike else {})
     return checked
+
+
+def _check_settings(n: int, y_range: object, bs: int, valid_pct: float, alike: str | None) -> None:
+    n_train = n - int(valid_pct * n)
+    if bs < 1 or n_train < bs:
+        problem = f"{n} rows leave {n_train} to train on, fewer than a batch of {bs}"
+        raise BadRatings(f"{problem}; give more ratings or a smaller bs")
+    if y_range is not None and not (len(y_range) == 2 and -np.inf < y_range[0] < y_range[1] < np.inf):
+        raise BadRatings(f"y_range={tuple(y_range)}: it is two finite numbers, the lower one first")
+    if alike not in (None, "fold", "keep"):
+        raise BadRatings(f"alike={alike!r}: it is 'fold' or 'keep'")
 
 
 def check_split(split: object, ratings: pd.DataFrame, bs: int = 64) -> list[int]:
@@ -99,24 +122,24 @@ def check_split(split: object, ratings: pd.DataFrame, bs: int = 64) -> list[int]
     return rows.tolist()
 
 
-def _column_names(columns: list, *given: str | None) -> list:
-    """The names of the user, item and rating columns."""
-    first, second, third = [*columns, None, None, None][:3]
-    defaults = first, "title" if "title" in columns else second, third
-    names = [default if name is None else name for name, default in zip(given, defaults, strict=True)]
-    for role, name in zip(("user", "item", "rating"), names, strict=True):
-        if (count := columns.count(name)) != 1:
-            problem = f"{count or 'no'} columns{'' if name is None else f' called {name!r}'} for the {role}"
-            close = [] if count else get_close_matches(str(name), map(str, columns), 1)
-            remedy = f"did you mean {close[0]!r}? If not," if close else "rename one or"
-            raise BadRatings(f"{problem}; the columns are {columns}; {remedy} pass {role}_name=")
-    if len(set(names)) < 3:
-        problem = f"user, item and rating can't be {names}"
-        raise BadRatings(f"{problem}; pass user_name=, item_name= and rating_name=")
-    return names
+def tell_untrained(train: pd.DataFrame, valid: pd.DataFrame, columns: list) -> None:
+    """Warn, once for ratings of these columns and sizes, of validation rows that nothing is learned for.
+
+    Their user or item has no training row: it is `#na#` (code 0) if ids are integers, else has a row of its
+    own, of which fewer than 1 % of the validation rows are passed over.
+    """
+    lost = np.any([~np.isin(valid[name], train[name].unique()) for name in columns], axis=0).sum()
+    unread = int((valid[columns] == 0).any(axis=1).sum())
+    if unread or lost > 0.01 * len(valid):
+        rows = f"{lost:,} of {len(valid):,} validation rows have a user or item without a training row"
+        why = f"{unread:,} of them fall on '#na#', and " * bool(unread)
+        about = (*columns, len(train), len(valid))
+        note(f"{rows}; {why}all count in valid_loss; other splits are alike", about, stacklevel=4)
 
 
-def _check_ids(column: pd.Series, fold: Callable[[str], str] = str) -> tuple[pd.Series, np.ndarray]:
+def _check_ids(
+    column: pd.Series, alike: str | None, fold: Callable[[str], str] = str
+) -> tuple[pd.Series, np.ndarray]:
     """A column of ids, and its codes: 0, 1, ... in order of appearance."""
     codes, uniques = pd.factorize(column)
     values = np.asarray(uniques)
@@ -127,15 +150,26 @@ def _check_ids(column: pd.Series, fold: Callable[[str], str] = str) -> tuple[pd.
     kind = pd.api.types.infer_dtype(values)
     if kind == "string":
         folded = pd.Series([fold(" ".join(normalize("NFC", text).split())) for text in values], dtype=object)
-        for text, problem in (("", "a blank id"), ("#na#", "fastai's unknown id")):
-            if (folded == text).any():
-                code = int((folded == text).argmax())
-                raise _bad(column, codes == code, problem, "drop such rows or rename it")
-        if folded.duplicated().any():
-            code = int(folded.duplicated().argmax())
-            like = values[(folded == folded[code]).argmax()]
+        plain = folded.str.casefold()
+        numbers = plain.str.fullmatch(r"\d+").sum() >= len(plain) - 1
+        missing = plain.isin(
+            MISSING if fold is str or numbers else MISSING - {"na"}
+        )  # a film may be called NA
+        wrongs = {"a blank id": plain == "", "fastai's unknown id": plain == "#na#"}
+        wrongs["no id as it seems, but what programs write for a missing one"] = missing
+        for problem, wrong in wrongs.items():
+            if wrong.any():
+                raise _bad(column, codes == wrong.argmax(), problem, "drop such rows or rename it")
+        again = folded.duplicated()
+        if again.any() and alike is None:
+            like, n = values[(folded == folded[again.argmax()]).argmax()], again.sum()
             problem = f"differs from {like!r} only in blanks, case or the form of an accent"
-            raise _bad(column, codes == code, problem, "write them alike, or rename one")
+            problem += f", one of {n:,} such ids" * bool(n > 1)
+            remedy = "check_ratings(ratings, alike='fold') takes such ids as one, alike='keep' as different"
+            raise _bad(column, codes == again.argmax(), problem, remedy)
+        if again.any() and alike == "fold":
+            codes, values = pd.factorize(folded)[0][codes], values[~again]
+            return pd.Series(values.astype(object)[codes], dtype=object), codes
         exact = values.astype(object)
     elif kind in ("integer", "floating"):
         exact = values
@@ -164,8 +198,11 @@ def _check_ids(column: pd.Series, fold: Callable[[str], str] = str) -> tuple[pd.
     return pd.Series(exact[codes], dtype=exact.dtype), codes
 
 
-def _check_stars(column: pd.Series, y_range: tuple[float, float] | None) -> pd.Series:
-    """A column of finite numbers that lie inside `y_range` also in float32, the precision of training."""
+def _check_stars(column: pd.Series, y_range: tuple[float, float] | None, sure: bool = True) -> pd.Series:
+    """A column of finite numbers that lie inside `y_range` also in float32, the precision of training.
+
+    `sure`: the column is the ratings by its name or as the caller says.
+    """
     if not (isinstance(column.dtype, np.dtype) and column.dtype.kind in "iuf"):
         codes, uniques = pd.factorize(column)
         if (codes < 0).any():
@@ -174,7 +211,13 @@ def _check_stars(column: pd.Series, y_range: tuple[float, float] | None) -> pd.S
         number = (Real, Decimal, np.bool_)
         wrong = np.array([not (isinstance(v, number) and abs(v) < 1e300) for v in values])
         if wrong.any():
-            raise _bad(column, wrong[codes], "not a finite number", "correct it or try pd.to_numeric")
+            texts = pd.Series([v if isinstance(v, str) else None for v in values], dtype=object)
+            meant = np.isfinite(pd.to_numeric(texts, errors="coerce").to_numpy(float))
+            name = f"ratings[{column.name!r}]"
+            remedy = f"{name} = pd.to_numeric({name}) makes numbers of text"
+            if (wrong & ~meant).any():
+                wrong, remedy = wrong & ~meant, "correct it or drop such rows"
+            raise _bad(column, wrong[codes], "not a finite number", remedy)
         column = pd.Series(values.astype(np.float64)[codes], name=column.name)
     values = column.to_numpy()
     with np.errstate(over="ignore"):
@@ -182,18 +225,54 @@ def _check_stars(column: pd.Series, y_range: tuple[float, float] | None) -> pd.S
         if not (np.isfinite(low) and np.isfinite(high)):
             wrong = ~np.isfinite(values.astype(np.float32))
             raise _bad(column, wrong, "not a finite number in float32", "drop or correct such rows")
-    if y_range and (low <= np.float32(y_range[0]) or high >= np.float32(y_range[1])):
+    if y_range is None:
+        if not sure and low >= 1e8 and (values % 1 == 0).all():
+            raise _bad(column, values == values, "a timestamp or an id, no rating", "pass rating_name=")
+        if low in (0, -1) and (unrated := _unrated(*np.unique(values, return_counts=True))):
+            note(f"{unrated} before training", stacklevel=4)
+        return column
+    bounds = np.float32(y_range)
+    if low <= bounds[0] or high >= bounds[1]:
         stars = values.astype(np.float32)
-        wrong = (stars <= np.float32(y_range[0])) | (stars >= np.float32(y_range[1]))
-        problem = f"not strictly inside y_range {tuple(y_range)}, so the sigmoid can't reach it"
-        raise _bad(column, wrong, problem, f"y_range=({low - 0.5:g}, {high + 0.5:g}) would hold all ratings")
+        outside, on = (stars < bounds[0]) | (stars > bounds[1]), np.isin(stars, bounds)
+        outside |= on if tuple(y_range) == Y_RANGE else False
+        if outside.any():
+            problem = f"not strictly inside y_range {tuple(y_range)}, so the sigmoid can't reach it"
+            raise _bad(column, outside, problem, _range_for(values, sure))
+        where = f"{on.sum():,} of {len(on):,} ratings lie on the bounds of y_range {tuple(y_range)}"
+        note(f"{where}, which the sigmoid comes near but never reaches", stacklevel=4)
     return column
+
+
+def _range_for(values: np.ndarray, sure: bool) -> str:
+    """The remedy for ratings outside y_range: the range that holds them, where they look like ratings."""
+    scale, counts = np.unique(values, return_counts=True)
+    margin = max(0.5, 10.0 ** np.floor(np.log10(np.ptp(scale) or 1)) / 20)
+    low, high = (round(float(end), 2) for end in (scale[0] - margin, scale[-1] + margin))
+    if not sure and (scale % 1 == 0).all() and (len(scale) > MOST or scale[-1] >= 1e8):
+        return "such numbers look like ids, counts or timestamps; for the column of ratings pass rating_name="
+    if scale[-1] >= 1e8 or not np.float32(low) < np.float32(scale[0]) <= np.float32(scale[-1]) < np.float32(
+        high
+    ):
+        return "divide the ratings by a number that makes them smaller"
+    hint = f"y_range=({low}, {high}) would hold all ratings"
+    unrated = _unrated(scale, counts)
+    return f"{unrated}; otherwise {hint}" if unrated else hint
+
+
+def _unrated(scale: np.ndarray, counts: np.ndarray) -> str:
+    """What to ask where the lowest rating is 0 or -1 and all others are positive."""
+    odd = scale[0] in (0, -1) and len(scale) > 2 and scale[1] > 0
+    rows = f"the {counts[0]:,} rows with {scale[0]:g}, beside positive ratings,"
+    return f"if {rows} mean unrated, drop them" if odd else ""
 
 
 def _bad(column: pd.Series, wrong: np.ndarray, problem: str, remedy: str) -> BadRatings:
     """The error for the first row where `wrong` is true."""
     row = int(wrong.argmax())
-    return BadRatings(f"column {column.name!r}, row {row} ({_show(column[row])}): {problem}; {remedy}")
+    error = BadRatings(f"column {column.name!r}, row {row} ({_show(column[row])}): {problem}; {remedy}")
+    error.row = row
+    return error
 
 
 def _show(value: object) -> str:

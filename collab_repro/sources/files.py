@@ -89,7 +89,9 @@ def read_losses(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
         raise FileError(f"{path} is not a table of losses: {' '.join(str(error).split())}") from error
     if not whole:
         problem = (
-            "is cut off" if list(table.columns) == list(columns) else f"has the columns {[*table.columns]}"
+            "is cut off"
+            if list(table.columns) == list(columns)
+            else f"has the columns {str([*table.columns])[:200]}"
         )
         raise FileError(f"{path} {problem}: it should have rows of {list(columns)}; delete it")
     counts = table[[name for name in ("run", "seed", "split", "epoch") if name in columns]]

@@ -52,6 +52,9 @@ def load_movielens(path: str | Path | None = None) -> pd.DataFrame:
             return _read_folder(Path(path).expanduser(), f"MovieLens 100K from the folder {path}")
         except (OSError, ValueError) as error:
             remedy = "give the folder that holds ml-100k/, freshly unpacked from ml-100k.zip"
+            for own in (Path(path), Path(path, "ratings.csv"), Path(path, "ratings.dat")):
+                if own.is_file() and own.suffix:
+                    remedy = f"other ratings than MovieLens 100K are read by load_ratings({str(own)!r})"
             raise RatingsUnavailable(f"{path}: {reason(error)}; {remedy}") from error
     with suppress(OSError, ValueError):  # where there is no intact copy, the next place is tried
         return _read_folder(_fastai_path("data", "ml-100k"), "MovieLens 100K, unpacked by fastai")
