@@ -4,10 +4,13 @@ import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import torch
 from fastai.collab import EmbeddingDotBias, EmbeddingNN
 from fastai.learner import Learner
 from fastai.tabular.model import get_emb_sz
+from torch import Tensor
 
 from ..chapter import RUNS, published
 from ..models import Y_RANGE, CollabNN, DotProduct, DotProductBias, DotProductBiasParams
@@ -26,13 +29,26 @@ MODELS = {
 }
 COLUMNS = ["data", "run", "model", "split", "epoch", "train_loss", "valid_loss"]
 KEY = ["run", "split", "epoch"]
+REPLACED = ", drawn with replacement"
 ML_100K = "2288bf3d"  # the start of its digest, see data_name
 
 
-def run_learner(ratings: pd.DataFrame, number: int, split: int = 0) -> Learner:
-    """The Learner of the chapter's run `number` on split `split`, ready for `fit` with wd `run.wd`."""
+def with_replacement(n: int, seed: int, epoch: int) -> Tensor:
+    """`n` rows drawn from all `n`, (n,) int64, as fastai's default loader draws them in each epoch."""
+    mixed = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0]
+    return torch.randint(n, (n,), generator=torch.Generator().manual_seed(int(mixed) >> 1))
+
+
+def run_learner(ratings: pd.DataFrame, number: int, split: int = 0, replacement: bool = False) -> Learner:
+    """The Learner of the chapter's run `number` on split `split`, ready for `fit` with wd `run.wd`.
+
+    With `replacement` its training rows are drawn as fastai's default loader draws them.
+    """
     run = RUNS[number]
-    return learner(ratings, MODELS[run.model], split, y_range=run.y_range)
+    learn = learner(ratings, MODELS[run.model], split, y_range=run.y_range)
+    if replacement:
+        learn.dls.train.draw = with_replacement
+    return learn
 
 
 def reproduce(
@@ -42,16 +58,18 @@ def reproduce(
     epochs: int = EPOCHS,
     path: str | Path | None = None,
     progress: Callable[[int], None] = lambda trained: None,
+    replacement: bool = False,
 ) -> pd.DataFrame:
     """Train the chapter's `runs` on `splits` random splits each, and return all losses, one row an epoch.
 
     Columns: data, run, model, split, epoch (from 0), train_loss, valid_loss (MSE). With `path`, the CSV
     there grows as training goes on. Splits it already holds for ratings of the same content (`data_name`)
     and number of epochs are not trained again, and rows of other data stay. `progress` is called with the
-    number of model-epochs each time some are done.
+    number of model-epochs each time some are done. With `replacement` the training rows are drawn as
+    fastai's default loader draws them, and `data` says so.
     Raises `FileError` when `path` holds anything else, `BadRatings`, `DivergedError`, OSError.
     """
-    runs, data = list(runs), data_name(ratings)
+    runs, data = list(runs), data_name(ratings) + REPLACED * replacement
     done, others = _read(path, data, epochs)
     for number in runs:
         kept = set(done.loc[done["run"] == number, "split"])
@@ -59,7 +77,7 @@ def reproduce(
         missing = [s for s in range(splits) if s not in kept]
         at_once = usable_cores() if RUNS[number].model.endswith("NN") else 10  # splits between two savings
         for at in range(0, len(missing), at_once):
-            part = {s: run_learner(ratings, number, s) for s in missing[at : at + at_once]}
+            part = {s: run_learner(ratings, number, s, replacement) for s in missing[at : at + at_once]}
             fit(part.values(), epochs, LR, RUNS[number].wd, progress)
             labels = {"data": data, "run": number, "model": RUNS[number].model}
             rows = [curve(ln, **labels, split=s).drop(columns="seconds") for s, ln in part.items()]
