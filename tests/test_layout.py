@@ -24,7 +24,7 @@ MODULES = {  # by the dotted name inside the package; that of the package itself
 ROAD = ["data", "loader", "models", "training", "chapter", "curves", "comparison", "interpret", "plots"]
 DOORS = {"data": {"sources"}, "training": {"sources", "speed"}, "plots": {"looks"}}
 PUBLIC = """RUNS BadRatings CollabNN DotProduct DotProductBias DotProductBiasParams FastLoop FusedAdam Learned
-    RatingsDL RatingsUnavailable against_the_book check_ratings compare copy_weights curve difference
+    RatingsDL RatingsUnavailable against_the_book check_ratings compare copy_weights curve diagnose difference
     factor_pca fit learner load_ratings movie_bias movie_factors planted_ratings plot_bias plot_curves
     plot_difference plot_factors predict published reproduce same_start similar_movies summary"""
 PUBLIC = PUBLIC.split()

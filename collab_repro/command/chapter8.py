@@ -9,10 +9,12 @@ from tqdm import tqdm
 
 from ..chapter import RUNS
 from ..comparison import BOTH, SameStart, curves_of, learners
+from ..evidence.effects import CHANGES, measure, spread_of
 from ..evidence.eight_runs import against_the_book, reproduce
 from ..models import copy_weights
 from ..recommend.learned import Learned
-from ..training import fit, learner
+from ..sources.files import write_table
+from ..training import EPOCHS, fit, learner
 from . import folder
 from .report import chapter_report, report, title_to_show
 
@@ -58,6 +60,8 @@ def constant_mse(learn: Learner) -> float:
 
 def chapter_command(args: argparse.Namespace, ratings: pd.DataFrame, bar: tqdm) -> None:
     """Train the chapter's runs over many splits; write chapter.csv and its figure into `args.out`."""
+    if args.effects:
+        return effects_command(args, ratings, bar)
     runs = args.runs or list(RUNS)
     bar.set_description("training")
     bar.reset(total=len(runs) * args.splits * args.epochs)
@@ -69,3 +73,18 @@ def chapter_command(args: argparse.Namespace, ratings: pd.DataFrame, bar: tqdm) 
     source = ratings.attrs["source"]
     print("\n" + chapter_report(against_the_book(losses), names, args.splits, source, book))
     print(f"Wrote chapter.csv, {', '.join(f.name for f in files)} in {args.out}")
+
+
+def effects_command(args: argparse.Namespace, ratings: pd.DataFrame, bar: tqdm) -> None:
+    """Measure what `diagnose` reads, and write it into `args.out`: effects.csv and spread.csv."""
+    bar.set_description("training")
+    bar.reset(total=EPOCHS * (2 * len(RUNS) * args.splits + 10 * len(CHANGES)))
+    settings = {"splits": args.splits, "path": args.out / "chapter.csv", "progress": bar.update}
+    losses = pd.concat([reproduce(ratings, replacement=way, **settings) for way in (False, True)])
+    spread, loader = spread_of(losses)
+    effects = pd.concat([loader, measure(ratings, progress=bar.update)])
+    bar.close()
+    write_table(args.out / "effects.csv", effects.round(4))
+    write_table(args.out / "spread.csv", spread.round(7).reset_index())
+    print(effects.round(4).to_string(index=False))
+    print(f"Wrote effects.csv and spread.csv in {args.out}; `diagnose` reads those in collab_repro/evidence")

@@ -1,12 +1,12 @@
 """What each difference from the chapter's run 4 does to the final validation MSE, over paired seeds.
 
-`diagnose` reads effects.csv, which `python -m collab_repro chapter --effects` makes again.
+`diagnose` reads effects.csv and spread.csv beside this file. `python -m collab_repro chapter --effects
+--splits 20` makes both again.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,9 +18,9 @@ from scipy.special import stdtrit
 from ..models import DotProductBiasParams
 from ..training import EPOCHS, LR, WD, fit, learner
 from .ablations import mse, mse_by_row
-from .eight_runs import with_replacement
+from .eight_runs import REPLACED
 
-EFFECTS = Path(__file__).with_name("effects.csv")
+COLUMNS = ["setting", "value", "mean", "sd", "n", "low", "high"]
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,6 @@ class Change:
 
 def _y_range(y_range: tuple | None, learn: Learner) -> None:
     learn.model.y_range = y_range
-
-
-def _draw(learn: Learner) -> None:
-    learn.dls.train.draw = with_replacement
 
 
 def _set(learn: Learner, **values) -> None:
@@ -77,7 +73,6 @@ def _doubled(share: float, ratings: pd.DataFrame) -> pd.DataFrame:
 TABLES = "user_factors", "movie_factors", "user_bias", "movie_bias"
 Y_RANGES = None, (0, 5), (1, 5), (0.5, 5.5), (0, 6), (0, 10)
 CHANGES = (
-    Change("loader", "with replacement", change=_draw),
     *(Change("y_range", y, change=partial(_y_range, y)) for y in Y_RANGES),
     *(Change("wd", wd, fitted={"wd": wd}) for wd in (0, 0.01, 0.03, 0.2, 0.3, 1)),
     *(Change("factors", k, {"n_factors": k}) for k in (5, 10, 20, 100, 200)),
@@ -121,8 +116,32 @@ def measure(
     unchanged = finals(ratings, Change("", ""), seeds)
     for change in changes:
         apart = finals(ratings, change, seeds) - unchanged
-        progress(len(seeds))
-        mean, sd, n = apart.mean(), apart.std(ddof=1), len(apart)
-        half = stdtrit(n - 1, 0.975) * sd / n**0.5
-        rows.append((change.setting, str(change.value), mean, sd, n, mean - half, mean + half))
-    return pd.DataFrame(rows, columns=["setting", "value", "mean", "sd", "n", "low", "high"])
+        progress(EPOCHS * len(seeds))
+        rows.append((change.setting, str(change.value), *_paired(apart)))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _paired(apart: np.ndarray | pd.Series) -> tuple:
+    """Mean, sd, number, and the mean's 95 % interval."""
+    mean, sd, n = np.mean(apart), np.std(apart, ddof=1), len(apart)
+    half = stdtrit(n - 1, 0.975) * sd / n**0.5
+    return mean, sd, n, mean - half, mean + half
+
+
+def spread_of(losses: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """spread.csv and the loader's rows of effects.csv, from `reproduce`'s frames with both loaders.
+
+    The covariance is that within a run and loader, the same for all.
+    """
+    losses = losses.assign(replacement=losses["data"].str.endswith(REPLACED) * 1)
+    wide = losses.pivot(
+        index=["run", "replacement", "split"], columns="epoch", values=["train_loss", "valid_loss"]
+    )
+    wide.columns = [f"{loss.removesuffix('_loss')} {epoch}" for loss, epoch in wide.columns]
+    groups = wide.groupby(["run", "replacement"])
+    within = wide - groups.transform("mean")
+    covariance = within.T @ within / (len(wide) - groups.ngroups)
+    covariance.index = pd.MultiIndex.from_product([[0], range(len(covariance))], names=["run", "replacement"])
+    final = wide["valid 4"].unstack("replacement")
+    rows = [("loader", str(run), *_paired(each[1] - each[0])) for run, each in final.groupby("run")]
+    return pd.concat([covariance, groups.mean()]), pd.DataFrame(rows, columns=COLUMNS)
