@@ -20,12 +20,17 @@ from torch import nn
 from collab_repro import curve, published
 from collab_repro.chapter import RUNS
 from collab_repro.evidence import inspecting
-from collab_repro.evidence.diagnosis import DiagnosisError, diagnose, spread
+from collab_repro.evidence.diagnosis import EFFECTS, DiagnosisError, diagnose, spread
 from collab_repro.evidence.effects import CHANGES, Change, finals, measure
 from collab_repro.evidence.eight_runs import run_learner
 from collab_repro.training import fit
 
-pytestmark = pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The given NumPy array is not writable"),  # all of these by fastai
+    pytest.mark.filterwarnings("ignore:Constructing a Categorical with a dtype and values"),
+    pytest.mark.filterwarnings("ignore:Implicitly cleaning up <TemporaryDirectory:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 class Bias(Module):
@@ -304,7 +309,7 @@ def test_an_effect_is_the_one_measured_nearest_to_what_was_found(book):
     def effect(**change):
         return diagnose(fitted(plain(book, {}), **change), against=4).table["effect on valid_loss"].iloc[0]
 
-    known = pd.read_csv(inspecting.__file__.replace("inspecting.py", "effects.csv"), dtype={"value": str})
+    known = pd.read_csv(EFFECTS, dtype={"value": str}, keep_default_na=False)
     row = known[(known["setting"] == "wd") & (known["value"] == "0.01")].iloc[0]
     assert effect(wd=0.01) == f"{row['mean']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
     assert effect(wd=0.012) == effect(wd=0.01) + ", measured at 0.01"
@@ -315,8 +320,8 @@ def test_an_effect_is_the_one_measured_nearest_to_what_was_found(book):
 
 
 def test_every_change_is_measured_and_kept_and_its_interval_holds_its_mean():
-    known = pd.read_csv(inspecting.__file__.replace("inspecting.py", "effects.csv"), dtype={"value": str})
-    kept = set(zip(known["setting"], known["value"].fillna("None"), strict=True))
+    known = pd.read_csv(EFFECTS, dtype={"value": str}, keep_default_na=False)
+    kept = set(zip(known["setting"], known["value"], strict=True))
     assert kept == {(c.setting, str(c.value)) for c in CHANGES} | {("loader", str(run)) for run in RUNS}
     assert ((known["low"] <= known["mean"]) & (known["mean"] <= known["high"])).all() and (
         known["n"] >= 10
@@ -385,7 +390,7 @@ def test_a_table_is_read_in_every_form(form):
         (printed() + "\n" + printed(), "2 tables"),
         (printed().replace("0.972090", "nan"), "no losses"),
         (printed().replace("0.972090", "None"), "no losses"),
-        (ROWS[:3], "3 epochs"),
+        (ROWS[:3], "has 3 epochs"),
         (pd.DataFrame({"train_loss": [1.0]}), "columns train_loss and valid_loss"),
         (published(4, 5), "one row an epoch"),
         ([(1, 2), (3,)], "no losses"),
@@ -399,7 +404,10 @@ def test_what_is_no_table_of_five_epochs_is_refused_in_one_line(losses, message)
 
 def test_losses_of_none_of_the_runs_are_said_to_be_none():
     for shift in (0.1, -0.1):
-        assert "fit none of the chapter's runs" in diagnose(np.array(ROWS) + [0, shift]).verdict
+        assert (
+            "fit none of the chapter's runs"
+            in diagnose([(train, valid + shift) for train, valid in ROWS]).verdict
+        )
     assert "none" in diagnose(np.ones((5, 2))).verdict
 
 
@@ -409,7 +417,7 @@ def test_distance_and_probability_by_hand():
     apart = np.array(ROWS).T.ravel() - means.loc[(4, 0)].to_numpy()
     (row,) = table[(table["run"] == RUNS[4].name) & (table["loader"] == "every row once")].itertuples()
     square = apart @ np.linalg.inv(covariance) @ apart
-    assert row.distance == pytest.approx(np.sqrt(square / 10), abs=1e-3)
+    assert row.distance == pytest.approx(np.sqrt(square / 10), abs=0.006)
     assert table["probability"].sum() == pytest.approx(1, abs=0.01) and len(table) == 16
     assert table["distance"].is_monotonic_increasing
 
@@ -419,8 +427,8 @@ def test_the_kept_spread_is_that_of_sixteen_distributions():
     assert means.index.tolist() == [(run, way) for run in RUNS for way in (0, 1)]
     assert np.allclose(covariance, covariance.T) and (np.linalg.eigvalsh(covariance) > 0).all()
     by_loader = means.xs(0, level=1) - means.xs(1, level=1)
-    assert (by_loader.filter(like="train") > 0).all(axis=None)
-    assert (by_loader.filter(like="valid 4") < 0).all(axis=None), "drawing with replacement ends higher"
+    assert (by_loader["train 1"] > 0.03).all(), "the fingerprint"
+    assert (by_loader["valid 4"] < 0).all(), "drawing with replacement ends higher"
 
 
 def test_fresh_runs_with_either_loader_are_recognised(ml100k):

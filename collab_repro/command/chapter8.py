@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from ..chapter import RUNS
 from ..comparison import BOTH, SameStart, curves_of, learners
-from ..evidence.effects import CHANGES, measure, spread_of
+from ..evidence.effects import CHANGES, confusion, loader_effects, measure, spread_of, wide
 from ..evidence.eight_runs import against_the_book, reproduce
 from ..models import copy_weights
 from ..recommend.learned import Learned
@@ -76,15 +76,20 @@ def chapter_command(args: argparse.Namespace, ratings: pd.DataFrame, bar: tqdm) 
 
 
 def effects_command(args: argparse.Namespace, ratings: pd.DataFrame, bar: tqdm) -> None:
-    """Measure what `diagnose` reads, and write it into `args.out`: effects.csv and spread.csv."""
+    """Measure what `diagnose` reads: effects.csv and spread.csv in `args.out`.
+
+    The first two thirds of the splits make the distributions of losses, the others are named by them.
+    """
     bar.set_description("training")
     bar.reset(total=EPOCHS * (2 * len(RUNS) * args.splits + 10 * len(CHANGES)))
     settings = {"splits": args.splits, "path": args.out / "chapter.csv", "progress": bar.update}
-    losses = pd.concat([reproduce(ratings, replacement=way, **settings) for way in (False, True)])
-    spread, loader = spread_of(losses)
-    effects = pd.concat([loader, measure(ratings, progress=bar.update)])
+    trained = wide(pd.concat([reproduce(ratings, replacement=way, **settings) for way in (False, True)]))
+    known = trained.index.get_level_values("split") < -(-2 * args.splits // 3)
+    spread = spread_of(trained[known])
+    effects = pd.concat([loader_effects(trained[known]), measure(ratings, progress=bar.update)]).round(4)
     bar.close()
-    write_table(args.out / "effects.csv", effects.round(4))
+    write_table(args.out / "effects.csv", effects)
     write_table(args.out / "spread.csv", spread.round(7).reset_index())
-    print(effects.round(4).to_string(index=False))
+    print(f"{effects.to_string(index=False)}\n\nHeld-out trainings (r: drawn with replacement), nearest to:")
+    print(confusion(trained[~known], spread).to_string())
     print(f"Wrote effects.csv and spread.csv in {args.out}; `diagnose` reads those in collab_repro/evidence")

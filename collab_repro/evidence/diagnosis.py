@@ -71,7 +71,7 @@ def _of_learner(learn, against: int | None) -> Diagnosis:
         run, findings, fitted = inspect(learn, against)
     except TypeError as error:
         raise DiagnosisError(f"{error}; make them with CollabDataLoaders.from_df") from None
-    effects = pd.read_csv(EFFECTS)
+    effects = pd.read_csv(EFFECTS, dtype={"value": str}, keep_default_na=False)
     columns = {"found": [], "the chapter's": [], "effect on valid_loss": [], "remedy": []}
     for setting, *shown, remedy, value in findings:
         effect = _effect(effects, setting, run.number if setting == "loader" else value)
@@ -112,10 +112,11 @@ def _apart(a: object, b: object) -> float:
 
 
 def pasted(losses: object) -> np.ndarray:
-    """The losses in text that fastai printed, a DataFrame or rows of (train, valid), as (epochs, 2).
+    """The losses of a fitted Learner, in text that fastai printed, in a DataFrame or in rows: (epochs, 2).
 
     Raises `DiagnosisError` where no such table, or more than one, is found.
     """
+    losses = losses.recorder.values if hasattr(losses, "recorder") else losses
     if isinstance(losses, str):
         losses = _printed(losses)
     if isinstance(losses, pd.DataFrame):
@@ -159,22 +160,25 @@ def spread() -> tuple[pd.DataFrame, np.ndarray]:
     return means, table.drop(means.index).to_numpy()
 
 
-def _of_losses(losses: np.ndarray) -> Diagnosis:
-    means, covariance = spread()
-    if len(losses) != 5:
-        raise DiagnosisError(
-            f"the chapter's runs have 5 epochs, this one has {len(losses)}: it is none of them"
-        )
+def distances(losses: np.ndarray, means: pd.DataFrame, covariance: np.ndarray) -> pd.Series:
+    """How far `losses` (5, 2) are from each of `means`, in standard deviations, root mean square."""
     apart = losses.T.ravel() - means.to_numpy()
     square = np.einsum("ij,ij->i", apart, np.linalg.solve(covariance, apart.T).T)
-    likely = np.exp((square.min() - square) / 2)
+    return pd.Series(np.sqrt(square / apart.shape[1]), means.index)
+
+
+def _of_losses(losses: np.ndarray) -> Diagnosis:
+    if len(losses) != 5:
+        raise DiagnosisError(f"the table has {len(losses)} epochs, and all of the chapter's runs have 5")
+    apart = distances(losses, *spread())
+    likely = np.exp(losses.size * (apart.min() ** 2 - apart**2) / 2)
     columns = {
-        "run": [RUNS[run].name for run, _ in means.index],
-        "loader": [LOADERS[replacement] for _, replacement in means.index],
-        "distance": np.sqrt(square / apart.shape[1]),
-        "probability": likely / likely.sum(),
+        "run": [RUNS[run].name for run, _ in apart.index],
+        "loader": [LOADERS[replacement] for _, replacement in apart.index],
+        "distance": apart.round(2),
+        "probability": (likely / likely.sum()).round(3),
     }
-    table = pd.DataFrame(columns, means.index.get_level_values("run").rename(None)).sort_values("distance")
+    table = pd.DataFrame(columns).droplevel("replacement").rename_axis(None).iloc[np.argsort(apart)]
     named = table[table["probability"] >= LIKELY]
     runs = "run " + " or ".join(map(str, sorted(set(named.index))))
     how = " or ".join(dict.fromkeys(named["loader"]))

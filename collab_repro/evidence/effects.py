@@ -1,7 +1,7 @@
 """What each difference from the chapter's run 4 does to the final validation MSE, over paired seeds.
 
 `diagnose` reads effects.csv and spread.csv beside this file. `python -m collab_repro chapter --effects
---splits 20` makes both again.
+--splits 30` makes both again.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,6 +18,7 @@ from scipy.special import stdtrit
 from ..models import DotProductBiasParams
 from ..training import EPOCHS, LR, WD, fit, learner
 from .ablations import mse, mse_by_row
+from .diagnosis import distances
 from .eight_runs import REPLACED
 
 COLUMNS = ["setting", "value", "mean", "sd", "n", "low", "high"]
@@ -128,20 +129,33 @@ def _paired(apart: np.ndarray | pd.Series) -> tuple:
     return mean, sd, n, mean - half, mean + half
 
 
-def spread_of(losses: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """spread.csv and the loader's rows of effects.csv, from `reproduce`'s frames with both loaders.
-
-    The covariance is that within a run and loader, the same for all.
-    """
+def wide(losses: pd.DataFrame) -> pd.DataFrame:
+    """`reproduce`'s losses with both loaders: one training a row, by run, replacement (0 or 1) and split."""
     losses = losses.assign(replacement=losses["data"].str.endswith(REPLACED) * 1)
-    wide = losses.pivot(
-        index=["run", "replacement", "split"], columns="epoch", values=["train_loss", "valid_loss"]
-    )
-    wide.columns = [f"{loss.removesuffix('_loss')} {epoch}" for loss, epoch in wide.columns]
-    groups = wide.groupby(["run", "replacement"])
-    within = wide - groups.transform("mean")
-    covariance = within.T @ within / (len(wide) - groups.ngroups)
+    index, values = ["run", "replacement", "split"], ["train_loss", "valid_loss"]
+    table = losses.pivot(index=index, columns="epoch", values=values)
+    return table.set_axis([f"{loss.removesuffix('_loss')} {epoch}" for loss, epoch in table], axis=1)
+
+
+def spread_of(trained: pd.DataFrame) -> pd.DataFrame:
+    """spread.csv: the covariance of the losses within a run and loader, the same for all; then their means."""
+    groups = trained.groupby(["run", "replacement"])
+    within = trained - groups.transform("mean")
+    covariance = within.T @ within / (len(trained) - groups.ngroups)
     covariance.index = pd.MultiIndex.from_product([[0], range(len(covariance))], names=["run", "replacement"])
-    final = wide["valid 4"].unstack("replacement")
+    return pd.concat([covariance, groups.mean()])
+
+
+def loader_effects(trained: pd.DataFrame) -> pd.DataFrame:
+    """The effect of drawing with replacement on each run, paired by split; columns as in `measure`."""
+    final = trained["valid 4"].unstack("replacement")
     rows = [("loader", str(run), *_paired(each[1] - each[0])) for run, each in final.groupby("run")]
-    return pd.concat([covariance, groups.mean()]), pd.DataFrame(rows, columns=COLUMNS)
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def confusion(held_out: pd.DataFrame, spread: pd.DataFrame) -> pd.DataFrame:
+    """How many trainings of each run and loader (rows) are nearest to which (columns); r: replacement."""
+    covariance, means = spread.iloc[:10].to_numpy(), spread.iloc[10:]
+    nearest = [distances(row.reshape(2, 5).T, means, covariance).idxmin() for row in held_out.to_numpy()]
+    true, named = ([f"{run}{'r' * way}" for run, way, *_ in keys] for keys in (held_out.index, nearest))
+    return pd.crosstab(pd.Series(true, name="trained"), pd.Series(named, name="named"))
