@@ -138,7 +138,7 @@ def wide(losses: pd.DataFrame) -> pd.DataFrame:
 
 
 def spread_of(trained: pd.DataFrame) -> pd.DataFrame:
-    """spread.csv: the covariance of the losses within a run and loader, the same for all; then their means."""
+    """spread.csv: the covariance of the losses within a run and loader, one for all; then their means."""
     groups = trained.groupby(["run", "replacement"])
     within = trained - groups.transform("mean")
     covariance = within.T @ within / (len(trained) - groups.ngroups)
