@@ -15,8 +15,9 @@ The road, in reading order:
 
 Off the road: `sources` (where ratings come from; `check_ratings`, `BadRatings`, `planted_ratings`),
 `speed` (the same numbers sooner; `big_batch`), `evidence` (why it works and how sure one can be; `reproduce`,
-`against_the_book`), `recommend` (`Learned`, `predict`), `bench` (what training costs) and `command`
-(the command line). Names load on first use: whoever does not train does not wait for fastai.
+`against_the_book`, and `diagnose`, why your numbers are not the book's), `recommend` (`Learned`,
+`predict`), `bench` (what training costs) and `command` (the command line). Names load on first use:
+whoever does not train does not wait for fastai.
 """
 
 import warnings
@@ -33,6 +34,7 @@ _MODULE_OF = {
     "interpret": ["factor_pca", "movie_bias", "movie_factors", "similar_movies"],
     "plots": ["plot_bias", "plot_curves", "plot_difference", "plot_factors"],
     "sources": ["BadRatings", "check_ratings", "planted_ratings"],
+    "evidence.diagnosis": ["diagnose"],
     "evidence.eight_runs": ["against_the_book", "reproduce"],
     "speed.batches": ["big_batch"],
     "recommend.learned": ["Learned"],

@@ -81,6 +81,8 @@ def parser() -> argparse.ArgumentParser:
     which = "which of the eight (default: all)"
     chapter.add_argument("--runs", type=some_of(range(1, 9)), metavar="1,4,5", help=which)
     chapter.add_argument("--splits", default=10, help="random splits (default: 10)", **count)
+    what = "measure what `diagnose` knows instead: what each difference from the chapter does"
+    chapter.add_argument("--effects", action="store_true", help=what)
     about = "what training costs, beside stock fastai and other libraries"
     bench = sub.add_parser("bench", parents=[out, data], help=about)
     which = f"of {','.join(PARTS)} (default: all but {PARTS[-1]})"

@@ -102,19 +102,16 @@ def movie_factors(learn) -> pd.DataFrame:
 def factor_pca(learn, n_components: int = 3, top: int = 1000) -> pd.DataFrame:
     """Principal components of the factors of the `top` most rated titles, title x component.
 
-    Titles without a training row play no part.
-
-    Rows are in order of the number of training ratings, so that `.head(50)` are the 50 that the
-    chapter draws. Each component's sign makes its largest loading positive: a rerun looks the same.
+    Rows are in order of the number of training ratings, so that `.head(50)` are the 50 that the chapter
+    draws; titles without a training row are left out. Each component's sign makes its largest loading
+    positive: a rerun looks the same.
     `.attrs["explained_variance"]` lists each component's share of the variance, 0 to 1.
     Raises ValueError for more components than factors or titles.
     """
     counts = n_ratings(learn)
     factors = movie_factors(learn).loc[counts.index[trained(counts)][:top]].astype(float)
     if not 1 <= n_components <= min(factors.shape):
-        raise ValueError(
-            f"n_components={n_components} of {len(factors)} titles with {factors.shape[1]} factors"
-        )
+        raise ValueError(f"n_components={n_components} of (titles, factors) = {factors.shape}")
     centred = (factors - factors.mean()).to_numpy()
     _, scales, axes = np.linalg.svd(centred, full_matrices=False)  # axes: (min, n_factors)
     signs = np.sign(axes[range(len(axes)), np.abs(axes).argmax(axis=1)])

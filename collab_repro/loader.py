@@ -44,6 +44,8 @@ class TensorDL(TfmdDL):
     Raises ValueError for a negative `shuffle_seed`.
     """
 
+    draw = staticmethod(shuffled)  # an epoch's rows, in the order of serving
+
     def __init__(self, dataset, bs=BS, shuffle=False, shuffle_seed=0, **kwargs):
         super().__init__(dataset, bs=bs, shuffle=shuffle, **{**kwargs, "num_workers": 0})
         self.shuffle_seed, self.epoch_no = shuffle_seed, 0
@@ -58,7 +60,7 @@ class TensorDL(TfmdDL):
 
     def get_idxs(self) -> Tensor:
         """This epoch's rows in the order of serving."""
-        return shuffled(self.n, self.shuffle_seed, self.epoch_no) if self.shuffle else torch.arange(self.n)
+        return self.draw(self.n, self.shuffle_seed, self.epoch_no) if self.shuffle else torch.arange(self.n)
 
     def sizes(self, n: int) -> list[int]:
         """The number of rows in each batch when `n` rows are served."""

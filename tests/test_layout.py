@@ -23,9 +23,9 @@ MODULES = {  # by the dotted name inside the package; that of the package itself
 }
 ROAD = ["data", "loader", "models", "training", "chapter", "curves", "comparison", "interpret", "plots"]
 DOORS = {"data": {"sources"}, "training": {"sources", "speed"}, "plots": {"looks"}}
-PUBLIC = """RUNS BadRatings CollabNN DotProduct DotProductBias DotProductBiasParams FastLoop FusedAdam Learned
+PUBLIC = """BadRatings CollabNN DotProduct DotProductBias DotProductBiasParams FastLoop FusedAdam Learned RUNS
     RatingsDL RatingsUnavailable against_the_book big_batch check_ratings compare copy_weights curve
-    difference factor_pca fit learner load_ratings movie_bias movie_factors planted_ratings
+    diagnose difference factor_pca fit learner load_ratings movie_bias movie_factors planted_ratings
     plot_bias plot_curves plot_difference plot_factors predict published reproduce same_start
     similar_movies summary"""
 PUBLIC = PUBLIC.split()

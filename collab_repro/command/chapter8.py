@@ -9,10 +9,12 @@ from tqdm import tqdm
 
 from ..chapter import RUNS
 from ..comparison import BOTH, SameStart, curves_of, learners
+from ..evidence.effects import CHANGES, confusion, loader_effects, measure, spread_of, wide
 from ..evidence.eight_runs import against_the_book, reproduce
 from ..models import copy_weights
 from ..recommend.learned import Learned
-from ..training import BS, LR, WD, Y_RANGE, fit, learner
+from ..sources.files import write_table
+from ..training import BS, EPOCHS, LR, WD, Y_RANGE, fit, learner
 from . import folder
 from .ratings import settings_for
 from .report import chapter_report, report, title_to_show
@@ -62,6 +64,8 @@ def constant_mse(learn: Learner) -> float:
 
 def chapter_command(args: argparse.Namespace, ratings: pd.DataFrame, bar: tqdm) -> None:
     """Train the chapter's runs over many splits; write chapter.csv and its figure into `args.out`."""
+    if args.effects:
+        return effects_command(args, ratings, bar)
     runs = args.runs or list(RUNS)
     bar.set_description("training")
     bar.reset(total=len(runs) * args.splits * args.epochs)
@@ -74,3 +78,23 @@ def chapter_command(args: argparse.Namespace, ratings: pd.DataFrame, bar: tqdm) 
     source = ratings.attrs["source"]
     print("\n" + chapter_report(against_the_book(losses), names, args.splits, source, book))
     print(f"Wrote chapter.csv, {', '.join(f.name for f in files)} in {args.out}")
+
+
+def effects_command(args: argparse.Namespace, ratings: pd.DataFrame, bar: tqdm) -> None:
+    """Measure what `diagnose` reads: effects.csv and spread.csv in `args.out`.
+
+    The first two thirds of the splits make the distributions of losses, the others are named by them.
+    """
+    bar.set_description("training")
+    bar.reset(total=EPOCHS * (2 * len(RUNS) * args.splits + 10 * len(CHANGES)))
+    settings = {"splits": args.splits, "path": args.out / "chapter.csv", "progress": bar.update}
+    trained = wide(pd.concat([reproduce(ratings, replacement=way, **settings) for way in (False, True)]))
+    known = trained.index.get_level_values("split") < -(-2 * args.splits // 3)
+    spread = spread_of(trained[known])
+    effects = pd.concat([loader_effects(trained[known]), measure(ratings, progress=bar.update)]).round(4)
+    bar.close()
+    write_table(args.out / "effects.csv", effects)
+    write_table(args.out / "spread.csv", spread.round(7).reset_index())
+    print(f"{effects.to_string(index=False)}\n\nHeld-out trainings (r: drawn with replacement), nearest to:")
+    print(confusion(trained[~known], spread).to_string())
+    print(f"Wrote effects.csv and spread.csv in {args.out}; `diagnose` reads those in collab_repro/evidence")

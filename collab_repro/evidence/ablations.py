@@ -208,7 +208,7 @@ def _runs(ratings, model, loss, seeds, epochs, lr, wd, bs, n_factors) -> list[_R
     together = len(tables(first)) == len(list(first.parameters()))  # else `fit` knows nothing of a table
     for part in [learns] if together else [[learn] for learn in learns]:
         fit(part, epochs, lr, wd)
-    return [_Run(ln, start, _mixes(ln), _mse(ln)) for ln, start in zip(learns, initial, strict=True)]
+    return [_Run(ln, start, _mixes(ln), mse_by_row(ln)) for ln, start in zip(learns, initial, strict=True)]
 
 
 def _mixes(learn: Learner) -> bool:
@@ -219,7 +219,7 @@ def _mixes(learn: Learner) -> bool:
         return not torch.allclose(learn.loss_func(learn.model(x), y), torch.stack(each).mean(), rtol=1e-4)
 
 
-def _mse(learn: Learner) -> float:
+def mse_by_row(learn: Learner) -> float:
     """Validation MSE of each row by itself: where predictions are (bs, bs), row i's is on the diagonal."""
     total = 0.0
     with torch.no_grad():

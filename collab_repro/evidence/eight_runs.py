@@ -5,10 +5,13 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import torch
 from fastai.collab import EmbeddingDotBias, EmbeddingNN
 from fastai.learner import Learner
 from fastai.tabular.model import get_emb_sz
+from torch import Tensor
 
 from ..chapter import RUNS, published
 from ..models import Y_RANGE, CollabNN, DotProduct, DotProductBias, DotProductBiasParams, YRange
@@ -27,20 +30,37 @@ MODELS = {
 }
 COLUMNS = ["data", "run", "model", "split", "epoch", "train_loss", "valid_loss"]
 KEY = ["run", "split", "epoch"]
+REPLACED = ", drawn with replacement"
 ML_100K = "2288bf3d"  # the start of its digest, see data_name
 
 
+def with_replacement(n: int, seed: int, epoch: int) -> Tensor:
+    """`n` rows drawn from all `n`, (n,) int64, as fastai's default loader draws them in each epoch."""
+    mixed = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0]
+    return torch.randint(n, (n,), generator=torch.Generator().manual_seed(int(mixed) >> 1))
+
+
 def run_learner(
-    ratings: pd.DataFrame, number: int, split: int = 0, *, y_range: YRange = Y_RANGE, **settings
+    ratings: pd.DataFrame,
+    number: int,
+    split: int = 0,
+    *,
+    replacement: bool = False,
+    y_range: YRange = Y_RANGE,
+    **settings,
 ) -> Learner:
     """The Learner of the chapter's run `number` on split `split`, ready for `fit` with wd `run.wd`.
 
-    `y_range` counts where the run has one; further `settings` go to `learner`.
+    With `replacement` its training rows are drawn as fastai's default loader draws them. `y_range` counts
+    where the run has one; further `settings` go to `learner`.
     """
     run = RUNS[number]
     model = MODELS[run.model]
     model = partial(model, y_range=y_range) if run.model.endswith("NN") else model
-    return learner(ratings, model, split, y_range=run.y_range and y_range, **settings)
+    learn = learner(ratings, model, split, y_range=run.y_range and y_range, **settings)
+    if replacement:
+        learn.dls.train.draw = with_replacement
+    return learn
 
 
 def reproduce(
@@ -51,6 +71,7 @@ def reproduce(
     path: str | Path | None = None,
     progress: Callable[[int], None] = lambda trained: None,
     *,
+    replacement: bool = False,
     lr: float = LR,
     wd: float = WD,
     **settings,
@@ -60,13 +81,15 @@ def reproduce(
     Columns: data, run, model, split, epoch (from 0), train_loss, valid_loss (MSE). With `path`, the CSV
     there grows as training goes on. Splits it already holds for ratings of the same content (`data_name`)
     and number of epochs are not trained again, and rows of other data stay. `progress` is called with the
-    number of model-epochs each time some are done. `lr`, `wd` (of the runs with .1, the others have a tenth)
-    and `settings` of `learner` stand beside the data's name where they aren't the chapter's.
+    number of model-epochs each time some are done. With `replacement` the training rows are drawn as
+    fastai's default loader draws them, and `data` says so. `lr`, `wd` (of the runs with .1, the others have
+    a tenth) and `settings` of `learner` stand beside the data's name where they aren't the chapter's.
     Raises `FileError` when `path` holds anything else, `BadRatings`, `DivergedError`, OSError.
     """
     changed = {"lr": lr, "wd": wd, **settings}
     changed = {name: v for name, v in changed.items() if v != {"lr": LR, "wd": WD}.get(name)}
     runs, data = list(runs), " ".join([data_name(ratings), *(f"{name}={v}" for name, v in changed.items())])
+    data, settings = data + REPLACED * replacement, {**settings, "replacement": replacement}
     done, others = _read(path, data, epochs)
     for number in runs:
         kept = set(done.loc[done["run"] == number, "split"])

@@ -14,6 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from .. import looks
+from ..chapter import published
+from .diagnosis import LOADERS, pasted, spread
+
+HATCHED = {"facecolor": "none", "hatch": "////", "edgecolor": "0.65"}
 
 
 @looks.style
@@ -107,6 +111,38 @@ def plot_chapter(
     key = "solid: validation, dotted: training (smoothed), hollow: the book"
     text = f"{key}; {source or looks.about(chapter, 'split')}"
     looks.root(axes[0]).supxlabel(text, x=0.99, ha="right", parse_math=False, fontsize=8, color=looks.GREY)
+    return ax
+
+
+@looks.style
+def plot_over_band(
+    losses: object, run: int = 4, ax: Axes | Sequence[Axes] | None = None, source: str = ""
+) -> Axes | np.ndarray:
+    """Your own losses over the chapter's run `run`: MSE by epoch, the book's points hollow.
+
+    `losses` is a fitted Learner, or a table as `diagnose` reads it. The bands are two standard deviations
+    between splits about the mean: plain with every training row once an epoch, hatched with rows drawn with
+    replacement, as by fastai's default loader. `ax` is two Axes, or one for validation alone.
+    """
+    losses, (means, covariance) = pasted(losses), spread()
+    ax = plt.subplots(1, 2, figsize=(9, 4))[1] if ax is None else ax
+    sd, book = np.sqrt(np.diag(covariance)).reshape(2, 5), published(run)
+    colour, _, marker, signs = looks.look_of(book["model"].iloc[0])
+    axes = np.ravel(ax)
+    for panel, (which, loss) in zip(axes, list(enumerate(looks.LOSSES))[-len(axes) :], strict=True):
+        labels = [(losses[-1, which], f"✖ yours {losses[-1, which]:.3f}", "black")]
+        for way, look in enumerate(({"color": colour, "alpha": 0.3}, HATCHED)):
+            mean = means.loc[(run, way)].to_numpy().reshape(2, 5)[which]
+            low, high = mean - 2 * sd[which], mean + 2 * sd[which]
+            panel.fill_between(range(5), low, high, linewidth=0, **look)
+            labels.append((mean[-1], f"{LOADERS[way]} {mean[-1]:.3f}", looks.GREY if way else colour))
+        look = {"color": colour, "marker": marker, "markersize": 7, "zorder": 4} | looks.HOLLOW
+        panel.plot(book["epoch"], book[loss], **look)
+        labels.append((book[loss].iloc[-1], f"{signs[1]} book {book[loss].iloc[-1]:.3f}", colour))
+        panel.plot(losses[:, which], color="black", marker="X", markersize=5, linewidth=1.8, zorder=5)
+        looks.epochs_axis(panel, looks.LOSSES[loss])
+    looks.end_labels(axes[-1], labels)
+    looks.foot(axes[-1], source or f"run {run}: {book['name'].iloc[0]}; bands: 20 splits, mean ± 2 sd")
     return ax
 
 
