@@ -25,8 +25,8 @@ ROAD = ["data", "loader", "models", "training", "chapter", "curves", "comparison
 DOORS = {"data": {"sources"}, "training": {"sources", "speed"}, "plots": {"looks"}}
 PUBLIC = """RUNS BadRatings CollabNN DotProduct DotProductBias DotProductBiasParams FastLoop FusedAdam Learned
     RatingsDL RatingsUnavailable against_the_book check_ratings compare copy_weights curve difference
-    factor_pca fit learner load_ratings movie_bias movie_factors planted_ratings plot_bias plot_curves
-    plot_difference plot_factors predict published reproduce same_start similar_movies summary"""
+    factor_pca fit fold_in learner load_ratings movie_bias movie_factors planted_ratings plot_bias plot_curves
+    plot_difference plot_factors predict published ranking recommend reproduce same_start similar_movies summary"""
 PUBLIC = PUBLIC.split()
 
 

@@ -11,7 +11,7 @@ from ..chapter import RUNS
 from ..comparison import BOTH, SameStart, curves_of, learners
 from ..evidence.eight_runs import against_the_book, reproduce
 from ..models import copy_weights
-from ..recommend.learned import Learned
+from ..recommending.learned import Learned
 from ..training import fit, learner
 from . import folder
 from .report import chapter_report, report, title_to_show
