@@ -26,7 +26,8 @@ DOORS = {"data": {"sources"}, "training": {"sources", "speed"}, "plots": {"looks
 PUBLIC = """RUNS BadRatings CollabNN DotProduct DotProductBias DotProductBiasParams FastLoop FusedAdam Learned
     RatingsDL RatingsUnavailable against_the_book check_ratings compare copy_weights curve difference
     factor_pca fit fold_in learner load_ratings movie_bias movie_factors planted_ratings plot_bias plot_curves
-    plot_difference plot_factors predict published ranking recommend reproduce same_start similar_movies summary"""
+    plot_difference plot_factors predict published ranking recommend reproduce same_start similar_movies
+    summary"""
 PUBLIC = PUBLIC.split()
 
 
@@ -141,7 +142,7 @@ import collab_repro.curves, collab_repro.plots
 stage("curves and plots")
 collab_repro.Learned.load(out + "/learned-DotProductBias.npz")
 stage("Learned.load")
-assert run("plots", out=out) == 0
+assert run("plots", out=out) == run("recommend", "--rate", "A=5", "--rate", "B=3", out=out) == 0
 print(json.dumps(loaded))
 """
 
@@ -169,7 +170,7 @@ def test_who_does_not_train_does_not_wait_for_fastai(results):
     loaded = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     for name in ("import collab_repro", "--help", "--seeds 0", "curves and plots"):
         assert loaded.pop(name) == [], name
-    assert len(loaded) == 6
+    assert len(loaded) == 7
     assert not [name for name, heavy in loaded.items() if {"torch", "fastai"} & set(heavy)]
     assert len(list(results.glob("*.png"))) == 6, "plots drew something of everything"
 

@@ -36,9 +36,7 @@ def predict(
     learned = Learned.of(*learns)
     if unknown not in ("error", "average"):
         raise ValueError(f"unknown={unknown!r}: it is 'error' or 'average'")
-    for name in learned.names:
-        if (count := list(rows.columns).count(name)) != 1:
-            raise ValueError(f"rows have {count or 'no'} columns {name!r}; they need {list(learned.names)}")
+    check_columns(rows, list(learned.names))
     users, titles = (
         codes(v, rows[n]) for v, n in zip((learned.users, learned.titles), learned.names, strict=True)
     )
@@ -55,6 +53,13 @@ def predict(
         np.einsum("ij,ij->i", side.people[users[part]], side.films[titles[part]], out=score[part])
     score = squash(score + side.offset[titles], side.y_range)
     return pd.Series(score, rows.index, name="prediction")
+
+
+def check_columns(rows: pd.DataFrame, names: list) -> None:
+    """Raise ValueError unless `rows` have one column of each of `names`."""
+    for name in names:
+        if (count := list(rows.columns).count(name)) != 1:
+            raise ValueError(f"rows have {count or 'no'} columns {name!r}; they need {names}")
 
 
 def several(learn: "Learner | Learned | Iterable[Learner | Learned]") -> list:  # noqa: F821

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from .learned import Learned
-from .predicting import Together
+from .predicting import Together, several
 from .unseen import seen_rows
 
 CHUNK = 1 << 22  # predictions made at a time, so that memory does not grow with the users
@@ -26,15 +26,15 @@ def ranking(
     `liked` stars or more are to be found. Titles in `seen`, by default a Learner's training rows, are left
     out, as are those with fewer than `min_ratings` training ratings. Several models rank by their mean.
 
-    Rows: ranked by "prediction", by "bias", by "popularity" (training ratings), the last two alike for
-    everybody. Columns, both 0 to 1 and means over the users who liked anything: recall@k, the share of their
-    liked titles among the first k; ndcg@k, where place i counts 1 / log2(i + 1), divided by the best possible.
-    A liked title that the models do not know counts as not found.
+    Rows: ranked by "prediction", by "bias" and by "popularity" (training ratings), the last two alike for
+    everybody. Columns, from 0 to 1, means over the users who liked anything: recall@k, the share of their
+    liked titles among the first k; ndcg@k, where place i counts 1 / log2(i + 1), divided by the best there
+    can be. A liked title that the models do not know counts as not found.
 
-    Raises `UnknownId`, `BadRatings` for missing columns, ValueError where `seen` is missing or nobody liked
+    Raises `UnknownId`, and ValueError for missing columns, where `seen` is missing, or where nobody liked
     anything.
     """
-    models = Together.of(learn)
+    models = Together.of(learn := several(learn))
     held, seen = seen_rows(learn, held), seen_rows(learn, seen, "train_ds")
     held = held[held["stars"] >= liked].drop_duplicates(["user", "title"])
     held = held[~_pairs(held).isin(_pairs(seen))]  # a title may have two ids, one of them seen

@@ -5,12 +5,11 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import pandas as pd
 
-from ..sources import column_names
+from ..interpret import MIN_RATINGS
 from .folding import Stars, fold, lifts, rated
 from .learned import Learned
-from .predicting import Together, several
+from .predicting import Together, check_columns, several
 
-FLOOR = 50  # see recommend
 COLUMNS = ["title", "prediction", "n_ratings", "because"]
 
 
@@ -19,25 +18,28 @@ def recommend(
     who: "Stars | object | Iterable[object]",
     n: int = 10,
     seen: pd.DataFrame | None = None,
-    min_ratings: int = FLOOR,
+    min_ratings: int = MIN_RATINGS,
     **settings: float,
 ) -> pd.DataFrame:
     """The `n` titles with the highest predictions among those that `who` has not rated, best first.
 
-    `who` is somebody new, as a dict or Series of stars by title (see `fold_in`, which gets `settings`), or a
-    user the model knows, or a list of such users. What a known user rated is left out, and is found in `seen`,
-    ratings under the columns' names of the training; by default in all rows of a Learner, of training and of
-    validation. Several models make an ensemble: the mean of their predictions.
+    `who` is somebody new, as a dict or Series of stars by title (see `fold_in`, which gets `settings`), or
+    a user the model knows, or a list of such users. What known users rated is read from `seen`, ratings with
+    the column names of the training, by default all rows of the first Learner. Several models make an
+    ensemble: the mean of their predictions.
 
-    Columns: the user, for a list; title; prediction (stars); n_ratings, training ratings; because, the rated
-    title that lifts it most: without that rating the score would be lowest. It is None where none lifts it.
-    Only titles with `min_ratings` training ratings or more are listed.
+    Columns: the user (for a list); title; prediction (stars); n_ratings (training ratings); because, the
+    rated title that lifts it most: without that rating the score would be lowest. None where none lifts it.
+
+    Only titles with `min_ratings` training ratings or more are listed. In MovieLens 100K (three seeds, ten
+    titles for each user) up to a floor of 50 the validation stars of what is listed stay at 4.42 and nDCG
+    rises from .129 to .134; with 200 it is .173, but the stars are 4.25, and 68 titles are left of 341.
 
     Raises what `fold_in` does, `UnknownId`, ValueError where `seen` is missing or `n` negative.
     """
     if n < 0:
         raise ValueError(f"n={n} is negative")
-    models = Together.of(learn)
+    models = Together.of(learn := several(learn))
     often = models.n_ratings >= min_ratings
     if isinstance(who, Mapping | pd.Series):
         rows, stars = rated(models, who)
@@ -46,16 +48,15 @@ def recommend(
     users = [who] if isinstance(who, str) or not np.iterable(who) else list(who)
     everyone, known = zip(*models.users(users), strict=True), seen_rows(learn, seen)
     known = known.assign(row=models.titles.get_indexer(known["title"])).query("row >= 0")
-    at = known.groupby("user", sort=False).indices
-    row, star = known["row"].to_numpy(), known["stars"].to_numpy(float)
-    parts = {}
+    at, row, star = known.groupby("user").indices, known["row"].to_numpy(), known["stars"].to_numpy(float)
+    name, parts = models.learned[0].names[0], []
     for user, people in zip(users, everyone, strict=True):
         own = at.get(user, [])
-        parts[user] = _best(models, people, row[own], star[own], often, n, settings)
-    if len(users) == 1 and users[0] is who:
-        return parts[who]
-    name = models.learned[0].names[0]
-    return pd.concat(parts, names=[name]).reset_index(name).reset_index(drop=True)
+        parts.append(_best(models, people, row[own], star[own], often, n, settings))
+        if user is who:
+            return parts[0]
+        parts[-1].insert(0, name, user)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[name, *COLUMNS])
 
 
 def _best(models: Together, people, rows, stars, often: np.ndarray, n: int, settings: dict) -> pd.DataFrame:
@@ -73,16 +74,17 @@ def _best(models: Together, people, rows, stars, often: np.ndarray, n: int, sett
     return pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)))
 
 
-def seen_rows(learn, seen: pd.DataFrame | None, *parts: str) -> pd.DataFrame:
-    """Who rated what, as columns user, title and stars: `seen`, or the rows of the first Learner.
+def seen_rows(learn: list, seen: pd.DataFrame | None, *parts: str) -> pd.DataFrame:
+    """Who rated what, as columns user, title and stars: `seen`, or the rows of the first Learner in `learn`.
 
-    `parts` are its datasets, by default both. Raises ValueError where neither holds it, `BadRatings`.
+    The stars of `seen` are its column "rating", else its third one. `parts` are datasets of the Learner, by
+    default both. Raises ValueError for missing or doubled columns, and where there is no Learner to ask.
     """
-    learns = several(learn)
     if seen is not None:
-        names = column_names(list(seen.columns), *Learned.of(learns[0]).names, None)
+        names = [*Learned.of(learn[0]).names, "rating" if "rating" in seen else [*seen, None, None][2]]
+        check_columns(seen, names)
         return seen[names].set_axis(["user", "title", "stars"], axis=1)
-    dls = next((one.dls for one in learns if hasattr(one, "dls")), None)
+    dls = next((one.dls for one in learn if hasattr(one, "dls")), None)
     if dls is None:
         raise ValueError("tables alone do not say who rated what: pass the ratings as seen=")
     rows = pd.concat([getattr(dls, part).items for part in parts or ("train_ds", "valid_ds")])

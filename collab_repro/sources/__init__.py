@@ -9,7 +9,7 @@
 Nothing here imports torch or fastai.
 """
 
-from .checks import BadRatings, check_ratings, check_split, column_names
+from .checks import BadRatings, check_ratings, check_split
 from .movielens import RatingsUnavailable, load_movielens
 from .own import load_own
 from .planted import planted_ratings

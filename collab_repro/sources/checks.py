@@ -44,7 +44,7 @@ def check_ratings(
     finite numbers strictly inside `y_range`, where the sigmoid's output lies (None: no bounds), and for
     fewer training rows than `bs`, which fastai would drop.
     """
-    names = column_names(list(ratings.columns), user_name, item_name, rating_name)
+    names = _column_names(list(ratings.columns), user_name, item_name, rating_name)
     user, item, rating = names
     n_train = len(ratings) - int(valid_pct * len(ratings))
     if bs < 1 or n_train < bs:
@@ -99,7 +99,7 @@ def check_split(split: object, ratings: pd.DataFrame, bs: int = 64) -> list[int]
     return rows.tolist()
 
 
-def column_names(columns: list, *given: str | None) -> list:
+def _column_names(columns: list, *given: str | None) -> list:
     """The names of the user, item and rating columns."""
     first, second, third = [*columns, None, None, None][:3]
     defaults = first, "title" if "title" in columns else second, third
