@@ -205,6 +205,33 @@ def test_runs_in_jupyterlab(file, lab, seen):
     assert len(state["figures"]) >= len(figures(saved)) > 0
 
 
+def test_the_list_of_notebook_06_follows_its_sliders(lab, browser):
+    """Somebody opens the notebook, runs it as far as the sliders, and moves one of them."""
+    address, folder = lab
+    nb = with_parameters(read(chosen("06")), **small(folder))
+    (at,) = (n for n, cell in enumerate(nb.cells) if "rating_box(" in cell.source)
+    nb.cells = nb.cells[: at + 1]
+    for cell in code_cells(nb):
+        cell.outputs, cell.execution_count = [], None
+    nbformat.write(nb, folder / "sliders.ipynb")
+    page = started(browser, address, "sliders.ipynb")
+    handle, table = page.locator(".noUi-handle").first, page.locator(".jp-OutputArea .widget-output table")
+    table.wait_for(timeout=120_000)
+    before, stars = table.inner_text(), page.locator(".widget-readout").first.inner_text()
+    handle.press("Home")
+    page.wait_for_function(
+        "old => document.querySelector('.widget-output table')?.innerText !== old", arg=before
+    )
+    assert stars != "0" == page.locator(".widget-readout").first.inner_text()
+    assert len(table.inner_text().splitlines()) == len(before.splitlines()) > 5
+    page.locator("input[placeholder='another film']").fill(before.splitlines()[1].split("\t")[1])
+    page.keyboard.press("Enter")
+    page.wait_for_function(
+        "n => document.querySelectorAll('.noUi-handle').length > n", arg=page.locator(".noUi-handle").count()
+    )
+    page.context.close()
+
+
 def test_an_error_is_seen(seen):
     """The check can fail: a notebook with an error in it."""
     state, _ = seen["broken"]

@@ -31,11 +31,11 @@ def fold_in(learn: "Learner | Learned", ratings: Stars, wd: float = 0.1, bs: int
     so n ratings are held against a penalty that grows like √n. Two things are chosen here. The g_i are those
     of the average user with errors of one star in 5.5. And p is pulled to the average user instead of zero:
     no ratings give the average user, one moves it a little, all five stars give a high but finite bias.
-    Notebook 06 sets the result beside training again: 100 new users of MovieLens 100K, half of whose
-    ratings were given, over three seeds.
+    (Pulled to zero, the RMSE for 100 new users of MovieLens 100K over three seeds was .11 higher with one
+    rating each, .006 with half of theirs.) Notebook 06 sets the result beside training again.
 
     Raises `UnknownTitle`, with suggestions; `BadRatings` for stars that are not numbers inside y_range, and
-    for a model that does not know its number of training rows, as an exported Learner.
+    for an exported Learner, which does not know its training rows.
     """
     model = Together.of([learn])
     person = fold(model.sides[0], *rated(model, ratings), wd, bs)
@@ -58,10 +58,6 @@ def rated(models: Together, ratings: Stars) -> tuple[np.ndarray, np.ndarray]:
         at = wrong.argmax()
         problem = f"{given.iloc[at]!r} for {given.index[at]!r} is no rating"
         raise BadRatings(f"{problem}; give a number above {low:g} and below {high:g}")
-    if not all(side.n_rows for side in models.sides):
-        raise BadRatings(
-            "an exported Learner has lost its ratings; keep Learned.of(learn).save(path) instead"
-        )
     return rows, stars
 
 

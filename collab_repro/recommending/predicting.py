@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ..interpret import UnknownId, UnknownTitle
+from ..sources import BadRatings
 from .learned import Learned
 
 CHUNK = 1 << 16  # rows scored at a time, so that memory does not grow with the rows
@@ -113,6 +114,7 @@ class Together:
     """One model or several over the titles that all of them know: row i of each side's films is `titles[i]`.
 
     `learned`: their tables; `titles` (n,); `n_ratings` (n,): training ratings, the fewest of the models.
+    Raises `BadRatings` for a model that does not know its training ratings, as an exported Learner.
     """
 
     learned: list[Learned]
@@ -122,15 +124,19 @@ class Together:
 
     @classmethod
     def of(cls, learn: "Learner | Learned | Iterable[Learner | Learned]") -> "Together":  # noqa: F821
-        learned, titles = [Learned.of(one) for one in several(learn)], None
+        learned = [Learned.of(one) for one in several(learn)]
+        titles = pd.Index(learned[0].titles[1:], dtype=object)
+        for one in learned[1:]:
+            titles = titles[titles.isin(one.titles)]
+        sides, counts = [], []
         for one in learned:
-            own = pd.Index(one.titles[1:], dtype=object)
-            titles = own if titles is None else titles[titles.isin(own)]
-        rows = [codes(one.titles, titles.to_series()) for one in learned]
-        both = [(Sides.of(one), at) for one, at in zip(learned, rows, strict=True)]
-        sides = [side._replace(films=side.films[at], offset=side.offset[at]) for side, at in both]
-        fewest = np.min([one.n_ratings[at] for one, at in zip(learned, rows, strict=True)], axis=0)
-        return cls(learned, titles, fewest, sides)
+            side, rows = Sides.of(one), codes(one.titles, titles.to_series())
+            if not side.n_rows:
+                remedy = "keep Learned.of(learn).save(path) instead"
+                raise BadRatings(f"an exported Learner doesn't know what it was trained on; {remedy}")
+            sides.append(side._replace(films=side.films[rows], offset=side.offset[rows]))
+            counts.append(one.n_ratings[rows])
+        return cls(learned, titles, np.min(counts, axis=0), sides)
 
     def users(self, ids: Iterable) -> list[np.ndarray]:
         """What each model learned of the users `ids`, (n_ids, d). Raises `UnknownId`."""

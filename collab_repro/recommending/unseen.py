@@ -40,7 +40,7 @@ def recommend(
     if n < 0:
         raise ValueError(f"n={n} is negative")
     models = Together.of(learn := several(learn))
-    often = models.n_ratings >= min_ratings
+    often = models.n_ratings >= max(min_ratings, 1)
     if isinstance(who, Mapping | pd.Series):
         rows, stars = rated(models, who)
         people = [fold(side, rows, stars, **settings) for side in models.sides]
