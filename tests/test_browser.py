@@ -173,14 +173,17 @@ SHOWN = [chosen("01"), chosen("04")]
 
 
 @pytest.fixture(scope="module")
-def seen(lab, browser, tmp_path_factory):
-    """Two notebooks and a broken one, run small side by side: what each page held, and its screenshot.
+def artefacts(tmp_path_factory):
+    """Where screenshots go: the folder in COLLAB_REPRO_ARTEFACTS, or pytest's."""
+    folder = Path(os.environ.get("COLLAB_REPRO_ARTEFACTS") or tmp_path_factory.mktemp("artefacts"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
-    Screenshots go to the folder in COLLAB_REPRO_ARTEFACTS, or to pytest's.
-    """
+
+@pytest.fixture(scope="module")
+def seen(lab, browser, artefacts):
+    """Two notebooks and a broken one, run small side by side: what each page held, and its screenshot."""
     address, folder = lab
-    artefacts = Path(os.environ.get("COLLAB_REPRO_ARTEFACTS") or tmp_path_factory.mktemp("artefacts"))
-    artefacts.mkdir(parents=True, exist_ok=True)
     notebooks = {file.stem: with_parameters(read(file), **small(folder)) for file in SHOWN}
     cells = [nbformat.v4.new_code_cell("1 / 0"), nbformat.v4.new_code_cell("2")]
     notebooks["broken"] = nbformat.v4.new_notebook(cells=cells, metadata=read(NOTEBOOKS[0]).metadata)
@@ -205,7 +208,7 @@ def test_runs_in_jupyterlab(file, lab, seen):
     assert len(state["figures"]) >= len(figures(saved)) > 0
 
 
-def test_the_list_of_notebook_06_follows_its_sliders(lab, browser):
+def test_the_list_of_notebook_06_follows_its_sliders(lab, browser, artefacts):
     """Somebody opens the notebook, runs it as far as the sliders, and moves one of them."""
     address, folder = lab
     nb = with_parameters(read(chosen("06")), **small(folder))
@@ -229,6 +232,7 @@ def test_the_list_of_notebook_06_follows_its_sliders(lab, browser):
     page.wait_for_function(
         "n => document.querySelectorAll('.noUi-handle').length > n", arg=page.locator(".noUi-handle").count()
     )
+    page.screenshot(path=str(artefacts / "jupyterlab-sliders.png"))
     page.context.close()
 
 
