@@ -15,9 +15,9 @@ The road, in reading order:
 
 Off the road: `sources` (where ratings come from; `check_ratings`, `BadRatings`, `planted_ratings`),
 `speed` (the same numbers sooner; `big_batch`), `evidence` (why it works and how sure one can be; `reproduce`,
-`against_the_book`, and `diagnose`, why your numbers are not the book's), `recommend` (`Learned`,
-`predict`), `bench` (what training costs) and `command` (the command line). Names load on first use:
-whoever does not train does not wait for fastai.
+`against_the_book`, and `diagnose`, why your numbers are not the book's), `recommending` (`Learned`, `predict`,
+`fold_in`, `recommend`, `ranking`), `bench` (what training costs) and `command` (the command line). Names load
+on first use: whoever does not train does not wait for fastai.
 """
 
 import warnings
@@ -37,8 +37,11 @@ _MODULE_OF = {
     "evidence.diagnosis": ["diagnose"],
     "evidence.eight_runs": ["against_the_book", "reproduce"],
     "speed.batches": ["big_batch"],
-    "recommend.learned": ["Learned"],
-    "recommend.predicting": ["predict"],
+    "recommending.learned": ["Learned"],
+    "recommending.predicting": ["predict"],
+    "recommending.folding": ["fold_in"],
+    "recommending.unseen": ["recommend"],
+    "recommending.ranked": ["ranking"],
 }
 _MODULE_OF = {name: module for module, names in _MODULE_OF.items() for name in names}
 __all__ = list(_MODULE_OF)

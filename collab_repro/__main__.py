@@ -20,9 +20,11 @@ and write curves.csv, report.md, the learned tables and the figures."""
 COMMANDS = {
     None: ("command.chapter8", "main_command"),
     "plots": ("command.folder", "plots_command"),
+    "recommend": ("command.newcomer", "recommend_command"),
     "chapter": ("command.chapter8", "chapter_command"),
     "bench": ("bench.printing", "bench_command"),
 }
+FROM_FILES = "plots", "recommend"  # work on what an earlier run kept, without any ratings
 
 
 def parser() -> argparse.ArgumentParser:
@@ -76,6 +78,11 @@ def parser() -> argparse.ArgumentParser:
     sub = top.add_subparsers(dest="command", metavar="SUBCOMMAND")
     about = "draw all figures again from what --out holds, without training"
     sub.add_parser("plots", parents=[out], help=about)
+    about = "films for somebody with these ratings, from the tables that an earlier run kept in --out"
+    taste = sub.add_parser("recommend", parents=[out], help=about)
+    rate = "a rating, or a .csv or .tsv file of titles and stars; may be given many times"
+    taste.add_argument("--rate", action="append", required=True, metavar="TITLE=STARS", help=rate)
+    taste.add_argument("-n", default=10, help="how many films (default: 10)", **count)
     about = "all eight tables of the chapter over many splits"
     chapter = sub.add_parser("chapter", parents=[out, data, epochs, training], help=about)
     which = "which of the eight (default: all)"
@@ -118,7 +125,7 @@ def _run(args: argparse.Namespace) -> int:
             stream.reconfigure(errors="replace")  # a terminal may lack some letters
 
     def command() -> None:
-        ratings = ratings_for(args) if args.command != "plots" else None
+        ratings = ratings_for(args) if args.command not in FROM_FILES else None
         with tqdm(desc="loading fastai", unit="epoch", disable=None, leave=False) as bar:
             getattr(import_module(f"collab_repro.{module}"), function)(args, ratings, bar)
 
@@ -130,8 +137,9 @@ def _run(args: argparse.Namespace) -> int:
             f"Note: {at_command_line(str(message))}", file=sys.stderr
         )
         try:
-            if args.command == "plots" and not args.out.is_dir():
-                return _fail(f"there is no folder {args.out}; give the --out of an earlier run")
+            if args.command in FROM_FILES and not args.out.is_dir():
+                what = f"there is no folder {args.out}; give the --out of an earlier run"
+                return _fail(f"{what}, or make it with `python -m collab_repro`")
             args.out.mkdir(parents=True, exist_ok=True)
             try:
                 (args.out / ".lock").touch()

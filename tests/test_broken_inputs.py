@@ -22,7 +22,7 @@ from collab_repro import BadRatings, Learned, RatingsUnavailable
 from collab_repro.__main__ import main, parser
 from collab_repro.command.folder import CHAPTER, CURVES, SCALE
 from collab_repro.command.ratings import at_command_line, ratings_for
-from collab_repro.recommend.learned import ARRAYS, LearnedFileError
+from collab_repro.recommending.learned import ARRAYS, LearnedFileError
 
 FILM = "Film 7"
 ROWS = [(u, f"Film {i}", (u * i) % 5 + 1) for u in range(1, 21) for i in range(1, 11)]

@@ -173,14 +173,17 @@ SHOWN = [chosen("01"), chosen("04")]
 
 
 @pytest.fixture(scope="module")
-def seen(lab, browser, tmp_path_factory):
-    """Two notebooks and a broken one, run small side by side: what each page held, and its screenshot.
+def artefacts(tmp_path_factory):
+    """Where screenshots go: the folder in COLLAB_REPRO_ARTEFACTS, or pytest's."""
+    folder = Path(os.environ.get("COLLAB_REPRO_ARTEFACTS") or tmp_path_factory.mktemp("artefacts"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
-    Screenshots go to the folder in COLLAB_REPRO_ARTEFACTS, or to pytest's.
-    """
+
+@pytest.fixture(scope="module")
+def seen(lab, browser, artefacts):
+    """Two notebooks and a broken one, run small side by side: what each page held, and its screenshot."""
     address, folder = lab
-    artefacts = Path(os.environ.get("COLLAB_REPRO_ARTEFACTS") or tmp_path_factory.mktemp("artefacts"))
-    artefacts.mkdir(parents=True, exist_ok=True)
     notebooks = {file.stem: with_parameters(read(file), **small(folder)) for file in SHOWN}
     cells = [nbformat.v4.new_code_cell("1 / 0"), nbformat.v4.new_code_cell("2")]
     notebooks["broken"] = nbformat.v4.new_notebook(cells=cells, metadata=read(NOTEBOOKS[0]).metadata)
@@ -203,6 +206,34 @@ def test_runs_in_jupyterlab(file, lab, seen):
     assert screenshot.with_stem(f"{screenshot.stem}-0").stat().st_size > 20_000
     assert faults_in_outputs(saved) == []
     assert len(state["figures"]) >= len(figures(saved)) > 0
+
+
+def test_the_list_of_notebook_06_follows_its_sliders(lab, browser, artefacts):
+    """Somebody opens the notebook, runs it as far as the sliders, and moves one of them."""
+    address, folder = lab
+    nb = with_parameters(read(chosen("06")), **small(folder))
+    (at,) = (n for n, cell in enumerate(nb.cells) if "rating_box(" in cell.source)
+    nb.cells = nb.cells[: at + 1]
+    for cell in code_cells(nb):
+        cell.outputs, cell.execution_count = [], None
+    nbformat.write(nb, folder / "sliders.ipynb")
+    page = started(browser, address, "sliders.ipynb")
+    handle, table = page.locator(".noUi-handle").first, page.locator(".jp-OutputArea .widget-output table")
+    table.wait_for(timeout=120_000)
+    before, stars = table.inner_text(), page.locator(".widget-readout").first.inner_text()
+    handle.press("Home")
+    page.wait_for_function(
+        "old => document.querySelector('.widget-output table')?.innerText !== old", arg=before
+    )
+    assert stars != "0" == page.locator(".widget-readout").first.inner_text()
+    assert len(table.inner_text().splitlines()) == len(before.splitlines()) > 5
+    page.locator("input[placeholder='another film']").fill(before.splitlines()[1].split("\t")[1])
+    page.keyboard.press("Enter")
+    page.wait_for_function(
+        "n => document.querySelectorAll('.noUi-handle').length > n", arg=page.locator(".noUi-handle").count()
+    )
+    page.screenshot(path=str(artefacts / "jupyterlab-sliders.png"))
+    page.context.close()
 
 
 def test_an_error_is_seen(seen):

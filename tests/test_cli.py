@@ -12,6 +12,7 @@ import pytest
 from filelock import FileLock
 from test_kills import forked
 
+from collab_repro import Learned, recommend
 from collab_repro.__main__ import main, parser
 from collab_repro.command.folder import CURVES
 
@@ -65,6 +66,45 @@ def test_plots_draws_the_same_bytes_again_without_training(finished, capsys):
     assert files(out) == before
 
 
+def test_recommend_reads_the_kept_tables_without_ratings_or_training(finished, tmp_path, monkeypatch, capsys):
+    out, _ = finished
+    before = files(out)
+    monkeypatch.setenv("COLLAB_REPRO_DATA", str(tmp_path / "nowhere"))
+    titles = Learned.load(out / f"learned-{MODELS[0]}.npz").titles[1:3]
+    mine = tmp_path / "mine.csv"
+    mine.write_text(f"film,stars\n{titles[0]},1\n{titles[1]},1\n")
+    given = ["--rate", str(mine), "--rate", f"{titles[1]} = 4.5", "-n", "3"]
+    assert main(["recommend", *given, "--out", str(out)]) == 0
+    said = capsys.readouterr()
+    rows = re.findall(r"(?m)^\| (Film .*?) +\| +(\d\.\d\d) \| +(\d+) \| ", said.out)
+    stars = {titles[0]: 1, titles[1]: 4.5}  # the later one counts
+    best = recommend([Learned.load(out / f"learned-{model}.npz") for model in MODELS], stars, 3)
+    assert [row[0] for row in rows] == best["title"].tolist() and not set(titles) & set(best["title"])
+    assert [row[1] for row in rows] == [f"{one:.2f}" for one in best["prediction"]]
+    assert "2 ratings of yours" in said.out and "Ratings:" not in said.out and said.err == ""
+    assert files(out) == before
+
+
+@pytest.mark.parametrize(
+    ("rate", "said"),
+    [
+        ("Film=4", "did you mean 'Film "),
+        ("TITLE=9", "'9' for 'TITLE' is no rating; give a number above 0 and below 5.5"),
+        ("TITLE=good", "'good' for 'TITLE' is no rating"),
+        ("TITLE", "is neither TITLE=STARS nor a .csv or .tsv file"),
+        ("gone.csv", "gone.csv"),
+        ("one.csv", "one.csv has one column"),
+    ],
+)
+def test_a_rating_that_cannot_be_used_is_one_clear_line(rate, said, finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.csv").write_text("film\nA\n")
+    title = Learned.load(finished[0] / f"learned-{MODELS[0]}.npz").titles[1]
+    assert main(["recommend", "--rate", rate.replace("TITLE", title), "--out", str(finished[0])]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert said.replace("for 'TITLE'", f"for {title!r}") in error
+
+
 def test_the_same_command_gives_the_same_results_in_another_process(finished, own_csv, tmp_path):
     assert main(["--data", own_csv, "--seeds", "2", "--epochs", "2", "--out", str(tmp_path)]) == 0
     ours, theirs = files(tmp_path), files(finished[0])
@@ -92,6 +132,8 @@ MISTAKES = {
     "no such title": (["--data", "OWN", "--title", "Film 12 (1900)"], "did you mean"),
     "nothing to plot": (["plots"], "holds no curves.csv"),
     "no such folder": (["plots", "--out", "gone"], "there is no folder gone"),
+    "no tables": (["recommend", "--rate", "A=5"], "make them with `python -m collab_repro`"),
+    "no such ratings": (["recommend", "--rate", "A=5", "--out", "gone"], "with `python -m collab_repro`"),
 }
 
 
@@ -149,7 +191,7 @@ def test_the_main_command_alone_falls_back_on_synthetic_ratings(tmp_path, monkey
 def test_help_names_every_subcommand_and_option():
     said = parser().format_help()
     options = "--data --seeds --epochs --out --title --user --item --rating --alike --y-range --batch"
-    for word in ("plots", "chapter", "bench", *options.split()):
+    for word in ("plots", "recommend", "chapter", "bench", *options.split()):
         assert word in said
     assert "COLLAB_REPRO_DATA" in said
 

@@ -13,7 +13,7 @@ from collab_repro import BadRatings, Learned, curve, fit, learner, predict
 from collab_repro.__main__ import main
 from collab_repro.command.chapter8 import constant_mse
 from collab_repro.command.folder import CURVES
-from collab_repro.recommend.learned import LearnedFileError
+from collab_repro.recommending.learned import LearnedFileError
 from collab_repro.sources.files import FileError, read_losses, write_table
 from collab_repro.speed import usable_cores
 
@@ -69,7 +69,7 @@ def test_predict_takes_any_collection_of_models_and_no_doubled_column(pair, plan
 
 def test_chunks_make_no_difference(pair, planted, monkeypatch):
     whole = predict(pair[0], planted, "average")
-    monkeypatch.setattr("collab_repro.recommend.predicting.CHUNK", 7)
+    monkeypatch.setattr("collab_repro.recommending.predicting.CHUNK", 7)
     assert predict(pair[0], planted, "average").equals(whole)
 
 

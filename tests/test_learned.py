@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from collab_repro import CollabNN, DotProduct, DotProductBias, DotProductBiasParams, Learned, learner
 from collab_repro.models import tables
-from collab_repro.recommend.learned import ARRAYS, TEXTS, LearnedFileError
+from collab_repro.recommending.learned import ARRAYS, TEXTS, LearnedFileError
 
 
 def make(n_users=5, n_titles=4, k=3, **changes) -> Learned:

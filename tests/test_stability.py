@@ -19,8 +19,8 @@ from collab_repro.evidence.stability import (
 )
 from collab_repro.interpret import UnknownTitle, movie_bias, movie_factors, n_ratings, similar_movies
 from collab_repro.models import DotProductBias
-from collab_repro.recommend.learned import Learned
-from collab_repro.recommend.predicting import predict
+from collab_repro.recommending.learned import Learned
+from collab_repro.recommending.predicting import predict
 from collab_repro.training import fit, learner
 
 

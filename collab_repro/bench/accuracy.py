@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..models import N_FACTORS
-from ..recommend.predicting import predict
+from ..recommending.predicting import predict
 from ..sources import check_ratings
 from ..speed import big_batch, usable_cores
 from ..training import EPOCHS, LR, WD, fit, learner

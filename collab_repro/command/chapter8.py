@@ -12,7 +12,7 @@ from ..comparison import BOTH, SameStart, curves_of, learners
 from ..evidence.effects import CHANGES, confusion, loader_effects, measure, spread_of, wide
 from ..evidence.eight_runs import against_the_book, reproduce
 from ..models import copy_weights
-from ..recommend.learned import Learned
+from ..recommending.learned import Learned
 from ..sources.files import write_table
 from ..training import BS, EPOCHS, LR, WD, Y_RANGE, fit, learner
 from . import folder

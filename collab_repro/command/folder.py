@@ -20,7 +20,7 @@ from ..chapter import RUNS, published
 from ..evidence import figures
 from ..interpret import factor_pca, movie_bias
 from ..looks import root
-from ..recommend.learned import Learned
+from ..recommending.learned import Learned
 from ..sources.files import FileError, read_losses, write_table, write_whole
 
 CURVES = ["data", "model", "seed", "epoch", "train_loss", "valid_loss", "seconds"]

@@ -9,7 +9,7 @@ import pandas as pd
 from ..chapter import published
 from ..curves import difference, summary
 from ..interpret import UnknownTitle, movie_bias, similar_movies, suggest
-from ..recommend.learned import Learned
+from ..recommending.learned import Learned
 
 LOSSES = "train_loss", "valid_loss"
 

@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from ..interpret import MIN_RATINGS, UnknownTitle, movie_bias, movie_factors, n_ratings
-from ..recommend.learned import Learned
+from ..recommending.learned import Learned
 
 Learns = Iterable["Learner | Learned"]  # noqa: F821, fastai's Learner, not imported for its name alone
 

@@ -1,0 +1,49 @@
+"""The command for somebody with ratings of their own: films to see, without training."""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+from ..recommending.learned import Learned
+from ..recommending.unseen import recommend
+from ..sources import BadRatings, load_own
+from ..sources.files import FileError
+
+
+def recommend_command(args: argparse.Namespace, ratings: None, bar: tqdm) -> None:
+    """Print what the models kept in `args.out` recommend, by their mean, to who rated as `args.rate` says.
+
+    Raises `FileError` when no model is there, `BadRatings` and `UnknownTitle` for the ratings.
+    """
+    bar.close()
+    files = sorted(args.out.glob("learned-*.npz"))
+    if not files:
+        remedy = "make them with `python -m collab_repro`, or give the --out of an earlier run"
+        raise FileError(f"{args.out} holds no learned-*.npz: {remedy}")
+    learns, rated = [Learned.load(file) for file in files], stars(args.rate)
+    best = recommend(learns, rated, args.n)
+    about = f"{learns[0].movies.source}; {len(rated)} rating{'s' * (len(rated) != 1)} of yours"
+    print(f"From {', '.join(file.name for file in files)} ({about})\n")
+    best["prediction"] = best["prediction"].map("{:.2f}".format)
+    align = ["left", "right", "right", "left"]
+    print(best.to_markdown(index=False, disable_numparse=True, colalign=align))
+
+
+def stars(given: list[str]) -> pd.Series:
+    """Stars by title, as text, from TITLE=STARS and names of files, the last for each title."""
+    parts = []
+    for text in given:
+        title, equals, number = text.rpartition("=")
+        if equals:
+            parts.append(pd.Series({title.strip(): number.strip()}))
+            continue
+        if Path(text).suffix.lower() not in (".csv", ".tsv"):
+            raise BadRatings(f"--rate {text!r} is neither TITLE=STARS nor a .csv or .tsv file")
+        table = load_own(text)
+        if table.shape[1] < 2:
+            raise BadRatings(f"{text} has one column; it needs titles in the first, stars in the second")
+        parts.append(pd.Series(table.iloc[:, 1].to_numpy(), table.iloc[:, 0]))
+    stars = pd.concat(parts)
+    return stars[~stars.index.duplicated(keep="last")]
