@@ -14,10 +14,10 @@ The road, in reading order:
 - plots: `plot_curves`, `plot_difference`, `plot_bias`, `plot_factors`.
 
 Off the road: `sources` (where ratings come from; `check_ratings`, `BadRatings`, `planted_ratings`),
-`speed` (the same numbers sooner; `big_batch`), `evidence` (why it works and how sure one can be; `reproduce`,
-`against_the_book`, and `diagnose`, why your numbers are not the book's), `recommending` (`Learned`, `predict`,
-`fold_in`, `recommend`, `ranking`), `bench` (what training costs) and `command` (the command line). Names load
-on first use: whoever does not train does not wait for fastai.
+`speed` (the same numbers sooner; `big_batch`), `evidence` (why it works and how sure one can be;
+`reproduce`, `against_the_book`, and `diagnose`, why your numbers are not the book's), `recommending`
+(`Learned`, `predict`, `fold_in`, `recommend`, `ranking`), `bench` (what training costs) and `command`
+(the command line). Names load on first use: whoever does not train does not wait for fastai.
 """
 
 import warnings

@@ -140,7 +140,10 @@ def test_new_users_of_movielens_are_predicted_as_after_training_again(ml100k):
     hidden = ml100k[new & ~given]
     before, again = learner(ml100k[~new], valid_pct=0.01), learner(ml100k, split=(new & ~given).to_numpy())
     fit([before, again])
-    learned, errors = Learned.of(before), {"again": predict(again, hidden) - hidden["rating"]}
+    learned, errors = (
+        Learned.of(before),
+        {"again": predict(again, hidden, unknown="average") - hidden["rating"]},
+    )
     for name, shown in {"folded": ml100k[given], "average": ml100k[given].head(0)}.items():
         for user, rows in hidden.groupby("user"):
             stars = shown[(shown["user"] == user) & shown["title"].isin(learned.titles)]
