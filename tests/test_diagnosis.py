@@ -1,8 +1,10 @@
 """`diagnose`: planted faults in plain fastai code, one and two at a time, and pasted tables of losses."""
 
+import argparse
 import copy
 import random
 import re
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -16,10 +18,12 @@ from fastai.losses import L1LossFlat, MSELossFlat
 from fastai.optimizer import SGD
 from fastai.tabular.core import TabDataLoader
 from torch import nn
+from tqdm import tqdm
 
 from collab_repro import curve, published
 from collab_repro.chapter import RUNS
-from collab_repro.evidence import inspecting
+from collab_repro.command import chapter8
+from collab_repro.evidence import diagnosis, inspecting
 from collab_repro.evidence.diagnosis import EFFECTS, LOADERS, DiagnosisError, diagnose, spread
 from collab_repro.evidence.effects import CHANGES, Change, finals, measure
 from collab_repro.evidence.eight_runs import run_learner
@@ -229,6 +233,9 @@ def test_nothing_is_found_in_the_chapters_runs_on_the_real_ratings(ml100k):
     table = diagnose(collab_learner(ids, y_range=(0, 5.5))).table
     assert table["found"].to_dict().keys() == {"items", "rows missing"}
     assert table["found"]["rows missing"] == "1,000 rows missing"
+    merged = pd.concat([ml100k, ml100k[:50].assign(rating=6 - ml100k["rating"][:50])], ignore_index=True)
+    learn = collab_learner(CollabDataLoaders.from_df(merged, item_name="title", dl_type=TabDataLoader, bs=64))
+    assert diagnose(learn, against=6).table["found"].to_dict().keys() == {"rows doubled", "y_range"}
 
 
 def test_looking_changes_nothing(book):
@@ -265,8 +272,9 @@ def test_what_only_a_fit_shows_is_left_out_after_lr_find_and_validate(book):
     with learn.no_bar(), learn.no_logging():
         learn.lr_find(show_plot=False)
         assert "after a fit" in diagnose(learn).verdict and not len(diagnose(learn).table)
-        fitted(learn, wd=0.02)
-        assert list(diagnose(learn).table.index) == ["wd"]
+    fitted(learn, wd=0.02)
+    assert list(diagnose(learn).table.index) == ["wd"]
+    with learn.no_bar():
         learn.validate()
     assert list(diagnose(learn).table.index) == ["wd"], "the optimizer still knows its decay"
 
@@ -335,6 +343,29 @@ def test_measuring_compares_seed_by_seed_with_the_unchanged_model(few):
     apart = finals(few, one, range(3)) - finals(few, Change("", ""), range(3))
     assert (row.mean, row.sd, row.n) == pytest.approx((apart.mean(), apart.std(ddof=1), 3))
     assert row.low < row.mean < row.high and told == [15]
+
+
+def test_the_command_measures_what_diagnose_reads(few, tmp_path, monkeypatch, capsys):
+    args = argparse.Namespace(splits=3, out=tmp_path, effects=True)
+    monkeypatch.setattr(chapter8, "measure", partial(measure, changes=CHANGES[:1], seeds=range(2)))
+    chapter8.chapter_command(args, few, tqdm(disable=True))
+    kept = pd.read_csv(tmp_path / "effects.csv", dtype={"value": str}, keep_default_na=False)
+    assert list(kept.columns) == list(pd.read_csv(EFFECTS).columns) and len(kept) == len(RUNS) + 1
+    assert set(kept["n"]) == {2} and kept["value"].tolist() == [*map(str, RUNS), str(CHANGES[0].value)]
+    monkeypatch.setattr(diagnosis, "SPREAD", tmp_path / "spread.csv")
+    means, covariance = spread()
+    losses = pd.read_csv(tmp_path / "chapter.csv")
+    drawn = losses["data"].str.contains("replacement")
+    own = losses[(losses["run"] == 4) & (losses["split"] < 2) & drawn & (losses["epoch"] == 4)]
+    assert means.loc[(4, 1), "valid 4"] == pytest.approx(own["valid_loss"].mean(), abs=1e-6)
+    apart = (
+        losses[losses["split"] < 2]
+        .groupby(["run", "data"])["valid_loss"]
+        .apply(lambda v: v.iloc[4] - v.iloc[9])
+    )
+    assert covariance[9, 9] == pytest.approx((apart**2).sum() / 2 / 16, abs=1e-6)
+    table = capsys.readouterr().out.split("nearest to:")[1]
+    assert len(re.findall(r"(?m)^\dr? .*\b1\b", table)) == 16, "a held-out training of each kind"
 
 
 # --- pasted losses --------------------------------------------------------------------------------

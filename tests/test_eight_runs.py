@@ -1,13 +1,21 @@
 """The chapter's runs as data, trained again over many splits, saved on the way, compared with the book."""
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fastai.collab import EmbeddingDotBias, EmbeddingNN
+from fastai.collab import CollabDataLoaders, EmbeddingDotBias, EmbeddingNN
 
 from collab_repro.chapter import BIAS_LISTS, RUNS, published
 from collab_repro.evidence import eight_runs
-from collab_repro.evidence.eight_runs import COLUMNS, against_the_book, data_name, reproduce, run_learner
+from collab_repro.evidence.eight_runs import (
+    COLUMNS,
+    against_the_book,
+    data_name,
+    reproduce,
+    run_learner,
+    with_replacement,
+)
 from collab_repro.models import CollabNN, DotProduct, DotProductBias, DotProductBiasParams
 from collab_repro.training import fit
 
@@ -109,6 +117,45 @@ def losses(planted):
     return reproduce(planted, splits=2, epochs=2)
 
 
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # by fastai's loader
+def test_rows_are_drawn_with_replacement_as_by_fastais_default_loader(planted):
+    """How often a row comes in an epoch has the same distribution; seed and epoch fix the draw."""
+    learn = run_learner(planted, 4, split=1, replacement=True)
+    stock = CollabDataLoaders.from_df(planted, item_name="title", bs=64, seed=1).train
+    assert type(stock).__name__ == "TabWeightedDL"
+    n, loader = len(stock.dataset), learn.dls.train
+
+    def times(get_idxs):
+        counts = [np.bincount(np.asarray(get_idxs(epoch)), minlength=n) for epoch in range(8)]
+        return np.bincount(np.concatenate(counts), minlength=6)[:6] / (8 * n)
+
+    ours, theirs = times(lambda e: loader.draw(n, 0, e)), times(lambda e: stock.get_idxs())
+    assert ours == pytest.approx(theirs, abs=0.012) and theirs[0] == pytest.approx(np.exp(-1), abs=0.01)
+    epochs = [torch.cat([x for x, _ in loader]) for _ in range(2)]
+    assert not torch.equal(*epochs) and len(epochs[0]) == n
+    assert torch.equal(with_replacement(n, 3, 1), with_replacement(n, 3, 1))
+    assert not torch.equal(with_replacement(n, 3, 1), with_replacement(n, 4, 1))
+    assert len(torch.cat([x for x, _ in learn.dls.valid]).unique(dim=0)) > 1 and not learn.dls.valid.shuffle
+
+
+def test_learners_that_draw_with_replacement_train_side_by_side_as_alone(few):
+    def trained(together):
+        learns = [run_learner(few, 4, split, replacement=True) for split in (0, 1)]
+        for part in [learns] if together else [[learn] for learn in learns]:
+            fit(part, epochs=2, processes=1)
+        return [list(map(float, row)) for learn in learns for row in learn.recorder.values]
+
+    assert trained(True) == trained(False)
+
+
+def test_losses_with_replacement_are_kept_apart_and_lower_in_training(planted, tmp_path):
+    path = tmp_path / "chapter.csv"
+    once, drawn = (reproduce(planted, [3], 2, 3, path, replacement=way) for way in (False, True))
+    assert set(drawn["data"]) == {data_name(planted) + ", drawn with replacement"} != set(once["data"])
+    assert len(pd.read_csv(path)) == 12 and len(once) == len(drawn) == 6
+    assert once["train_loss"].mean() > drawn["train_loss"].mean() + 0.01
+
+
 def test_every_run_learns_something(losses, planted):
     assert list(losses.columns) == COLUMNS and set(losses["data"]) == {data_name(planted)}
     assert losses[["run", "split", "epoch"]].to_numpy().tolist() == [
@@ -133,9 +180,9 @@ def trained(monkeypatch):
     """The (run, split)s for which a learner was made."""
     made = []
 
-    def counting(ratings, number, split=0):
+    def counting(ratings, number, split=0, replacement=False):
         made.append((number, split))
-        return run_learner(ratings, number, split)
+        return run_learner(ratings, number, split, replacement)
 
     monkeypatch.setattr(eight_runs, "run_learner", counting)
     return made
@@ -169,7 +216,7 @@ def test_an_interrupted_run_is_taken_up_and_ends_with_the_same_bytes(
 ):
     broken = tmp_path / "broken.csv"
 
-    def interrupted(ratings, number, split=0):
+    def interrupted(ratings, number, split=0, replacement=False):
         if number == 7:
             raise KeyboardInterrupt
         trained.append((number, split))

@@ -18,6 +18,7 @@ from collab_repro.evidence.figures import (
     plot_cost,
     plot_initial,
     plot_neighbours,
+    plot_over_band,
 )
 from collab_repro.looks import LOOKS
 
@@ -44,7 +45,11 @@ FIGURES = {
     "chapter": (plot_chapter, CHAPTER, BOOK),
     "cost": (plot_cost, BENCH, "rows", "us", "way"),
     "initial": (plot_initial, INITIAL),
+    "over_band": (plot_over_band, BOOK[BOOK["run"] == 7], 7),
 }
+
+
+SHAPES = {"chapter": (2, 4), "over_band": (1, 2)}
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -52,7 +57,7 @@ def test_a_figure_is_whole_legible_repeatable_and_leaves_all_else_alone(name, tm
     monkeypatch.setattr(plt, "show", lambda *_: pytest.fail("a figure shows itself"))
     plot, *data = FIGURES[name]
     words = {"chapter": ["made up", "4 splits"], "cost": ["made up"]}.get(name, [])
-    check_figure(plot, data, tmp_path, (2, 4) if name == "chapter" else (1, 1), words)
+    check_figure(plot, data, tmp_path, SHAPES.get(name, (1, 1)), words)
 
 
 def test_nothing_is_cut_on_axes_that_leave_no_room(tmp_path):

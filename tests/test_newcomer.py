@@ -73,7 +73,9 @@ def installed(clone, tmp_path_factory):
 def test_the_wheel_holds_the_package_and_nothing_else(installed):
     held = {str(file.relative_to(installed)) for file in installed.rglob("*") if file.is_file()}
     (about,) = installed.glob("*.dist-info/METADATA")
-    modules = {str(file.relative_to(ROOT)) for file in (ROOT / "collab_repro").rglob("*.py")}
+    kept = [file for kind in ("*.py", "*.csv") for file in (ROOT / "collab_repro").rglob(kind)]
+    modules = {str(file.relative_to(ROOT)) for file in kept}
+    assert {"collab_repro/evidence/effects.csv", "collab_repro/evidence/spread.csv"} <= modules
     by_pip = ("INSTALLER", "REQUESTED", "RECORD", "direct_url.json")
     by_setuptools = ("METADATA", "WHEEL", "top_level.txt", "licenses/LICENSE")
     assert len({Path(module).parent for module in modules}) > 5, "sub-packages"

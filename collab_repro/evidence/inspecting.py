@@ -67,11 +67,6 @@ class Inspection:
         """The weight decay of the last fit, or before any fit the Learner's own; None if not known."""
         return self.learn.opt.hypers[-1].get("wd", 0) if self.steps or self.epochs else self.learn.wd
 
-    @property
-    def hidden(self) -> list[int]:
-        """The units of each hidden layer, for a network."""
-        return [layer.out_features for layer in self.model.modules() if isinstance(layer, nn.Linear)][:-1]
-
     def probe(self) -> tuple[Tensor, Tensor, Tensor]:
         """Predictions of 64 validation rows with large random weights, many times over, (n,); and as the loss
         gets them, random predictions in the shape that the model makes, and the rows' ratings, (bs, 1)."""
@@ -93,24 +88,21 @@ class Inspection:
 
     def run(self, y_range: tuple | None) -> Run:
         """The chapter's run that is most like this Learner, the later one of two equally like."""
-        roles, embedded = set(self.roles.values()), any(isinstance(m, nn.Embedding) for m in self._modules())
-        if any(isinstance(m, nn.Linear) for m in self._modules()):
+        unregistered = [one for _, one in _attributes(self.model) if isinstance(one, nn.Module)]
+        modules = [module for root in (self.model, *unregistered) for module in root.modules()]
+        if any(isinstance(module, nn.Linear) for module in modules):
             like = [8 if isinstance(self.model, TabularModel) else 7]
-        elif not {"user_bias", "movie_bias"} & roles:
+        elif not {"user_bias", "movie_bias"} & set(self.roles.values()):
             like = [2, 1]
+        elif any(isinstance(module, nn.Embedding) for module in modules):
+            like = [6] if isinstance(self.model, EmbeddingDotBias) else [4, 3]
         else:
-            like = [6] if isinstance(self.model, EmbeddingDotBias) else [4, 3] if embedded else [5]
+            like = [5]
 
         def unlike(run: Run) -> int:
             return (self.wd is not None and not close(self.wd, run.wd)) + (y_range != run.y_range)
 
         return min((RUNS[number] for number in like), key=unlike)
-
-    def _modules(self) -> Iterator[nn.Module]:
-        yield from self.model.modules()
-        for _, value in _attributes(self.model):
-            if isinstance(value, nn.Module):
-                yield from value.modules()
 
 
 def inspect(learn: Learner, number: int | None = None) -> tuple[Run, list[Finding], bool]:
@@ -127,10 +119,9 @@ def inspect(learn: Learner, number: int | None = None) -> tuple[Run, list[Findin
 def _data(seen: Inspection) -> Iterator[Finding]:
     train, valid = (to.items for to in seen.data)
     both = pd.concat([train, valid])
-    ids = [name for name in (seen.user, seen.item) if (valid[name] == 0).any()]
     numbers = not isinstance(seen.data[0].classes[seen.item][-1], str)
-    if ids or numbers:
-        unknown = sum(int((valid[name] == 0).sum()) for name in ids)
+    unknown = int((valid[[seen.user, seen.item]] == 0).any(axis=1).sum())
+    if unknown or numbers:
         found = f"{'numbers' if numbers else 'text'}; {unknown:,} validation rows are read as #na#"
         remedy = "item_name='title': a vocabulary of numbers holds training rows only, one of text all rows"
         yield "items", found, "titles", remedy, "ids"
@@ -142,13 +133,11 @@ def _data(seen: Inspection) -> Iterator[Finding]:
         found = f"{n:,} ratings of {items:,} items by {users:,} users, mean {mean:.3f}"
         yield "data", found, f"{ROWS:,} of {TITLES:,} titles by {USERS} users, mean {MEAN:.3f}", remedy, None
     else:
-        doubled = max(0, alike - ALIKE * (not numbers))
+        doubled = max(0, alike - ALIKE * (not numbers), n - ROWS)
         missing = ROWS - n + doubled
-        whole = f"{ROWS:,} rows"
-        if doubled:
-            yield "rows doubled", f"{doubled:,} rows more than once", whole, remedy, doubled / ROWS
-        if missing > 0:
-            yield "rows missing", f"{missing:,} rows missing", whole, remedy, missing / ROWS
+        for setting, rows in (("rows doubled", doubled), ("rows missing", missing)):
+            if rows:
+                yield setting, f"{rows:,} {setting}", f"{ROWS:,} rows", remedy, rows / ROWS
     share = len(valid) / n
     if abs(share - VALID_PCT) > 0.005:
         yield "valid_pct", f"{share:.2f}", f"{VALID_PCT}", "leave valid_pct at its default", share
@@ -181,9 +170,9 @@ def _model(seen: Inspection, run: Run, y_range: tuple | None) -> Iterator[Findin
         wide = [widths.get(role) for role in ("user_factors", "movie_factors")]
         if wide != sizes:
             yield "factors", f"{wide}", f"{sizes}", "take the sizes from get_emb_sz(dls)", None
-        if seen.hidden != HIDDEN[run.number]:
-            remedy = f"give the network hidden layers of {HIDDEN[run.number]} units"
-            yield "layers", f"{seen.hidden}", f"{HIDDEN[run.number]}", remedy, None
+        units = [layer.out_features for layer in seen.model.modules() if isinstance(layer, nn.Linear)][:-1]
+        if units != (chapters := HIDDEN[run.number]):
+            yield "layers", f"{units}", f"{chapters}", f"give the network hidden layers of {chapters}", None
     learn = seen.learn
     groups = learn.opt.param_lists if learn.opt else [learn.splitter(learn.model)]
     stepped = {id(p) for group in groups for p in (group if not isinstance(group, Tensor) else [group])}
