@@ -184,7 +184,8 @@ def test_what_is_listed_is_what_predict_sorts_without_what_was_seen(floor, learn
 
 
 def test_somebody_new_and_several_models(learns, planted, mine):
-    models = learns["bias"], Learned.of(learns["no bias"])
+    other = Learned.of(learns["no bias"])
+    models = learns["bias"], replace(other, n_ratings=other.n_ratings + 5)
     best = recommend(iter(models), mine, 8, min_ratings=20)
     assert list(best.columns) == ["title", "prediction", "n_ratings", "because"]
     titles = unseen(planted, 7, counts_of(*map(Learned.of, models)), 20)
@@ -193,6 +194,7 @@ def test_somebody_new_and_several_models(learns, planted, mine):
     expected = pd.Series(np.mean(each, axis=0), titles).sort_values(ascending=False).head(8)
     assert best["title"].tolist() == expected.index.tolist()
     assert np.allclose(best["prediction"], expected, atol=1e-6)
+    assert best["n_ratings"].tolist() == counts_of(other)[best["title"]].tolist()  # the fewer of the two
     assert set(best["because"].dropna()) <= set(mine.index)
     assert recommend(models, {}, 3)["because"].isna().all()
     assert len(recommend(models, mine, 3, min_ratings=10**6)) == 0 == len(recommend(models, mine, 0))
@@ -299,10 +301,13 @@ def test_a_floor_leaves_titles_out_and_what_is_out_counts_as_missed():
     held = pd.DataFrame({"user": [1, 1, 1, 2], "title": ["B", "B", "C", "B"], "rating": [4, 5, 5, 3]})
     assert ranking(learned, held, 1, seen=seen).loc["prediction"].tolist() == [1, 1]  # C was seen
     assert ranking(learned, held, 1, seen=seen).loc["popularity"].tolist() == [0, 0]  # A
-    assert ranking(learned, held, 1, seen=seen, min_ratings=5).to_numpy().max() == 0  # B is out
+    for k in (1, 3):
+        assert ranking(learned, held, k, seen=seen, min_ratings=5).to_numpy().max() == 0  # B is out
     assert ranking(learned, held, 1, liked=3, seen=seen).loc["prediction"].tolist() == [0.5, 0.5]
     assert "bias" not in ranking(replace(learned, user_bias=None, movie_bias=None), held, seen=seen).index
     with pytest.raises(ValueError, match="no rating of 6 stars"):
         ranking(learned, held, liked=6, seen=seen)
+    with pytest.raises(ValueError, match="k=0 is less than 1"):
+        ranking(learned, held, 0, seen=seen)
     with pytest.raises(UnknownId, match="users 99"):
         ranking(learned, held.assign(user=99), seen=seen)

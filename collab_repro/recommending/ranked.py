@@ -31,21 +31,19 @@ def ranking(
     liked titles among the first k; ndcg@k, where place i counts 1 / log2(i + 1), divided by the best there
     can be. A liked title that the models do not know counts as not found.
 
-    Raises `UnknownId`, and ValueError for missing columns, where `seen` is missing, or where nobody liked
-    anything.
+    Raises `UnknownId`, and ValueError for missing columns, where `seen` is missing, for `k` under 1, or
+    where nobody liked anything.
     """
     models = Together.of(learn := several(learn))
     held, seen = seen_rows(learn, held), seen_rows(learn, seen, "train_ds")
     held = held[held["stars"] >= liked].drop_duplicates(["user", "title"])
     held = held[~_pairs(held).isin(_pairs(seen))]  # a title may have two ids, one of them seen
     user, users = pd.factorize(held["user"])
-    if not len(users):
-        raise ValueError(f"held has no rating of {liked} stars or more")
+    if k < 1 or not len(users):
+        raise ValueError(f"k={k} is less than 1" if k < 1 else f"held has no rating of {liked} stars or more")
     title, people = models.titles.get_indexer(held["title"]), models.users(users)
-    seen_user, seen_title = (
-        pd.Index(users).get_indexer(seen["user"]),
-        models.titles.get_indexer(seen["title"]),
-    )
+    seen_user = pd.Index(users).get_indexer(seen["user"])
+    seen_title = models.titles.get_indexer(seen["title"])
     same = {"popularity": models.n_ratings.astype(float)}
     if models.learned[0].movie_bias is not None:
         same = {"bias": sum(side.offset for side in models.sides), **same}
