@@ -91,7 +91,7 @@ def test_recommend_reads_the_kept_tables_without_ratings_or_training(finished, t
         ("Film=4", "did you mean 'Film "),
         ("TITLE=9", "'9' for 'TITLE' is no rating; give a number above 0 and below 5.5"),
         ("TITLE=good", "'good' for 'TITLE' is no rating"),
-        ("TITLE", "is neither TITLE=STARS nor a .csv or .tsv file"),
+        ("TITLE", "is neither TITLE=STARS nor the path of a table"),
         ("gone.csv", "gone.csv"),
         ("one.csv", "one.csv has one column"),
     ],

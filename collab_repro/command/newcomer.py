@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from ..recommending.learned import Learned
 from ..recommending.unseen import recommend
-from ..sources import BadRatings, load_own
+from ..sources import SUFFIXES, BadRatings, load_own
 from ..sources.files import FileError
 
 
@@ -39,8 +39,8 @@ def stars(given: list[str]) -> pd.Series:
         if equals:
             parts.append(pd.Series({title.strip(): number.strip()}))
             continue
-        if Path(text).suffix.lower() not in (".csv", ".tsv"):
-            raise BadRatings(f"--rate {text!r} is neither TITLE=STARS nor a .csv or .tsv file")
+        if Path(text).suffix.lower() not in SUFFIXES:
+            raise BadRatings(f"--rate {text!r} is neither TITLE=STARS nor the path of a table")
         table = load_own(text)
         if table.shape[1] < 2:
             raise BadRatings(f"{text} has one column; it needs titles in the first, stars in the second")
