@@ -239,7 +239,7 @@ def test_wrong_requests(learn):
         recommend(learn, 7, seen=pd.DataFrame({"user": [7], "film": ["A"], "rating": [3]}))
     with pytest.raises(ValueError, match="n=-1"):
         recommend(learn, 7, -1)
-    with pytest.raises(ValueError, match="no model"):
+    with pytest.raises(ValueError, match="one model at least"):
         recommend([], 7)
 
 

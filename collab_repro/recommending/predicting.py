@@ -69,7 +69,7 @@ def several(learn: "Learner | Learned | Iterable[Learner | Learned]") -> list:  
     """One model, or several, as a list. Raises ValueError for none."""
     one = hasattr(learn, "dls") or isinstance(learn, Learned)
     if not (learns := [learn] if one else list(learn)):
-        raise ValueError("there is no model; give one at least")
+        raise ValueError("no models; give one model at least")
     return learns
 
 
