@@ -30,6 +30,7 @@ from collab_repro import (
 from collab_repro.__main__ import main, parser
 from collab_repro.command import ratings as command_ratings
 from collab_repro.command.ratings import at_command_line, ratings_for
+from collab_repro.evidence.eight_runs import run_learner
 from collab_repro.interpret import UnknownId, UnknownTitle
 from collab_repro.sources.columns import columns_of
 
@@ -243,11 +244,12 @@ def test_ids_that_stand_for_nothing_and_those_alike():
         check_ratings(having("title", FRAME["title"].str.removeprefix("Film ").replace("1", "NA")))
     title = FRAME["title"]
     spelt = having("title", title.where(FRAME.index % 3 > 0, title.str.upper()))  # each both ways
+    spelt, title = (mixed.take(np.random.default_rng(0).permutation(150)) for mixed in (spelt, title))
     with pytest.raises(BadRatings, match=r"only in blanks, case .*, one of 5 such ids; check_ratings"):
         check_ratings(spelt)
     folded, kept = (check_ratings(spelt, alike=alike) for alike in ("fold", "keep"))
     first = spelt["title"].groupby(title).first()
-    assert folded["title"].tolist() == title.map(first).tolist() and 0 < first.str.isupper().sum() < 5
+    assert folded["title"].tolist() == title.map(first).tolist() and len(set(first)) == 5
     assert kept["title"].tolist() == spelt["title"].tolist()
     assert learner(kept, n_factors=2).dls.classes["title"].__len__() == 11, "and so it stays"
 
@@ -427,6 +429,29 @@ def test_the_options_are_those_of_every_command_that_trains(command, ten, tmp_pa
     assert losses["valid_loss"].between(0.1, 100).all()
     said = capsys.readouterr()
     assert said.err.count("repeat a pair") <= 1
+
+
+@pytest.mark.parametrize(
+    ("module", "command", "wd"),
+    [("command.chapter8", [], 0.2), ("evidence.eight_runs", ["chapter", "--runs", "2"], 0.02)],
+)
+def test_big_batches_come_with_their_rate_and_decay(module, command, wd, ten, tmp_path, monkeypatch):
+    trained = []
+
+    def fit(learns, epochs, lr, wd, progress):
+        trained.extend((learn.dls.bs, learn.model.y_range, lr, wd) for learn in learns)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"collab_repro.{module}.fit", fit)
+    options = [*ten, "--y-range", "0", "11", "--batch", "big", "--out", str(tmp_path)]
+    assert main([*command, *options]) == 130
+    assert set(trained) == {(big_batch(3_200)["bs"], (0, 11), 8e-3, wd)} and trained[0][0] > 64
+
+
+def test_the_networks_of_the_chapter_get_the_range_too(planted):
+    ranges = {n: run_learner(planted, n, y_range=(-1, 7), n_factors=2).model for n in (1, 2, 7, 8)}
+    assert ranges[1].y_range is None and ranges[2].y_range == ranges[7].y_range == (-1, 7)
+    assert (ranges[8].layers[-1].low, ranges[8].layers[-1].high) == (-1, 7)
 
 
 def test_a_batch_changes_the_training_and_bs_is_its_alias(planted, tmp_path, capsys):
