@@ -37,7 +37,7 @@ if as_in_the_book:
     plt.show()
 
 # %% [markdown]
-# How far can one trust the names? The distributions are from splits 0 to 19. On ten further splits, all TRAININGS trainings were named with the right loader and the right run, if 4, 5 and 6 count as one. (`python -m collab_repro chapter --effects --splits 30` trains all of them and prints the table of right and wrong names.) The eight published tables are all named rightly, and table 1 as it is reprinted today is named run 2, as in step 2:
+# How far can one trust the names? The distributions are from splits 0 to 19, and `python -m collab_repro chapter --effects --splits 30` holds ten more splits against them. There the loader was named rightly HELDLOADER, and the run too, if 4, 5 and 6 count as one. Of the book's own tables each is named rightly, and table 1 as it is reprinted today is named run 2, as in step 2:
 
 # %%
 for name, table in [*published().groupby("run"), ("1, reprinted", published(1, reprinted=True))]:
