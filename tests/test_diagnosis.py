@@ -98,6 +98,7 @@ FAULTS = {
     "rows lost": ("rows missing", {"rows": lambda r: r.sample(frac=0.8, random_state=1)}),
     "rows twice": ("rows doubled", {"rows": lambda r: pd.concat([r, r[:200]], ignore_index=True)}),
     "other data": ("data", {"rows": lambda r: r.assign(rating=1 + r["rating"] / 2)}),
+    "more users": ("data", {"rows": lambda r: r.assign(user=np.arange(len(r)) // 10)}),
     "no y_range": ("y_range", {"model": {"y_range": None}}),
     "y_range to 5": ("y_range", {"model": {"y_range": (0, 5)}}),
     "y_range not used": ("y_range", {"class": Ignoring}),

@@ -26,7 +26,7 @@ from ..training import BS, EPOCHS, LR, RANDOM_STATE, FusedAdam
 ROWS, USERS, TITLES, MEAN = 100_000, 943, 1_664, 3.52986  # of MovieLens 100K, as `load_ratings` gives it
 ALIKE = 261  # of its rows repeat a user, title and rating: some titles have two movie ids
 VALID_PCT = 0.2
-MANY = 40  # rows from which a tensor of no gradient is taken for a table
+MANY = 40  # rows from which a tensor is taken for a table
 INTERNAL = set(vars(nn.Module()))
 HIDDEN = {7: [100], 8: [100, 50]}  # units of the networks' hidden layers
 
@@ -254,7 +254,7 @@ def _strays(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for path, tensor in inside:
             if not isinstance(tensor, Tensor) or id(tensor) in registered or not tensor.is_floating_point():
                 continue
-            if tensor.requires_grad or (tensor.ndim and len(tensor) > MANY):
+            if tensor.ndim and len(tensor) > MANY:
                 registered.add(id(tensor))
                 yield f"{name}.{path}".rstrip("."), tensor
 
