@@ -91,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
     what = "measure what `diagnose` knows instead: what each difference from the chapter does"
     chapter.add_argument("--effects", action="store_true", help=what)
     about = "what training costs, beside stock fastai and other libraries"
-    bench = sub.add_parser("bench", parents=[out, data], help=about)
+    bench = sub.add_parser("bench", parents=[out, data, training], help=about)
     which = f"of {','.join(PARTS)} (default: all but {PARTS[-1]})"
     bench.add_argument("--parts", type=some_of(PARTS), default=PARTS[:-1], metavar="A,B", help=which)
     bench.add_argument("--repeats", default=3, help="of the loops (default: 3)", **count)

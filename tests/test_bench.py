@@ -43,8 +43,8 @@ def test_every_loop_trains_the_chapters_model(planted, monkeypatch):
 
 def test_ratios_are_of_medians_and_stock_stands_first(bench, monkeypatch):
     timings = {"loop": ["stock"] * 3 + ["hand-written", "ours"], "seconds": [8.0, 9.0, 100.0, 1.5, 3.0]}
-    monkeypatch.setattr(ways, "loops", lambda ratings, repeats: pd.DataFrame(timings))
-    monkeypatch.setattr(ways, "main_command", lambda ratings: {"ours": 3.0, "stock": 12.0})
+    monkeypatch.setattr(ways, "loops", lambda ratings, repeats, **_: pd.DataFrame(timings))
+    monkeypatch.setattr(ways, "main_command", lambda ratings, **_: {"ours": 3.0, "stock": 12.0})
     code, out, _ = bench("loops,main")
     assert code == 0 and "A model-epoch at batch 64, median of 3" in out
     assert cells(out) == [
@@ -105,7 +105,7 @@ def test_tuning_never_sees_the_rows_that_accuracy_holds_out(planted, monkeypatch
     test = np.random.default_rng(3).permutation(4000)[:800]
     assert all(len(rows) == 3200 and not set(rows.index) & set(test) for rows in seen)
 
-    monkeypatch.setattr(accuracy, "tuning", lambda ratings: errors)
+    monkeypatch.setattr(accuracy, "tuning", lambda ratings, **_: errors)
     code, out, _ = bench("tuning")
     assert code == 0 and "Wrote bench-tuning.csv" in out
     assert cells(out) == [
@@ -120,7 +120,7 @@ def test_the_command_prints_its_tables_and_draws_cost_against_size(bench, tmp_pa
     monkeypatch.setattr(sizes, "scale", lambda: pd.DataFrame(costs, columns=SCALE))
     rmse = [["theirs", 0, 0.95, 2.0], ["ours", 0, 0.9, 1.0]]
     rmse = pd.DataFrame(rmse, columns=["model", "split", "rmse", "seconds"])
-    monkeypatch.setattr(accuracy, "accuracy", lambda ratings: rmse)
+    monkeypatch.setattr(accuracy, "accuracy", lambda ratings, **_: rmse)
     code, out, _ = bench("scale,accuracy")
     assert code == 0 and "usable cores" in out and "torch" in out
     assert "most to least per rating: 2.0" in out
@@ -176,3 +176,20 @@ def test_startup_times_four_processes(monkeypatch):
     seconds = ways.startup(repeats=3)
     assert list(seconds["process"]) == ["import fastai.collab", "import collab_repro", "--help", "plots"]
     assert seconds["seconds"].tolist() == [3, 6, 9, 12] and len(commands) == 13
+
+
+def test_ratings_of_another_scale_are_benched_within_the_range_given(planted, monkeypatch, tmp_path):
+    ten = planted.assign(rating=planted["rating"] * 2)[["user", "title", "rating"]]
+    ten.to_csv(tmp_path / "ten.csv", index=False)
+    seen = {}
+    monkeypatch.setattr(ways, "loops", lambda ratings, repeats, **given: seen.update(given))
+    monkeypatch.setattr("collab_repro.bench.printing.write_table", lambda *_: 1 / 0)
+    command = ["bench", "--parts", "loops", "--data", str(tmp_path / "ten.csv"), "--out", str(tmp_path)]
+    assert main([*command]) == 2
+    with pytest.raises(ZeroDivisionError):
+        main([*command, "--y-range", "0", "10.5", "--batch", "128"])
+    assert seen == {"y_range": (0, 10.5), "bs": 128}
+    monkeypatch.setitem(accuracy.ENSEMBLE, "models", 2)
+    monkeypatch.setattr(accuracy, "PEERS", {})
+    ours = accuracy.accuracy(ten, splits=[0], y_range=(0, 10.5))
+    assert (ours["rmse"] < ten["rating"].std() * 1.2).all()

@@ -12,7 +12,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
-from ..models import N_FACTORS
+from ..models import N_FACTORS, Y_RANGE, YRange
 from ..recommending.predicting import predict
 from ..sources import check_ratings
 from ..speed import big_batch, usable_cores
@@ -26,7 +26,9 @@ ENSEMBLE = {
 }
 
 
-def accuracy(ratings: pd.DataFrame, splits: Iterable[int] = range(3)) -> pd.DataFrame:
+def accuracy(
+    ratings: pd.DataFrame, splits: Iterable[int] = range(3), y_range: YRange = Y_RANGE
+) -> pd.DataFrame:
     """RMSE (stars) on held-out rows, next to the libraries in `PEERS` that are installed.
 
     Split s holds out the first fifth of `np.random.default_rng(s).permutation(n)`, by row. Columns:
@@ -34,7 +36,7 @@ def accuracy(ratings: pd.DataFrame, splits: Iterable[int] = range(3)) -> pd.Data
     best on split 0's training rows, and within .0002 of the best on the other two splits'. The settings
     of the other libraries are fixed. One that fails is left out, with its reason on stderr.
     """
-    checked = check_ratings(ratings)
+    checked = check_ratings(ratings, y_range=y_range)
     user, item, rating = checked.columns
     codes = np.stack([pd.factorize(checked[name])[0] for name in (user, item)], axis=1)
     stars = checked[rating].to_numpy(np.float64)
@@ -50,7 +52,7 @@ def accuracy(ratings: pd.DataFrame, splits: Iterable[int] = range(3)) -> pd.Data
         for name in [*ours, *list(peers)]:
             try:
                 if name in ours:
-                    predicted, seconds = _ours(checked, test, *ours[name])
+                    predicted, seconds = _ours(checked, test, *ours[name], y_range)
                 else:
                     predicted, seconds = peers[name](codes[train], stars[train], codes[test])
             except Exception as error:  # another library may fail in any way
@@ -63,19 +65,21 @@ def accuracy(ratings: pd.DataFrame, splits: Iterable[int] = range(3)) -> pd.Data
     return pd.DataFrame(rows, columns=["model", "split", "rmse", "seconds"])
 
 
-def tuning(ratings: pd.DataFrame, splits: Iterable[int] = range(3)) -> pd.DataFrame:
+def tuning(
+    ratings: pd.DataFrame, splits: Iterable[int] = range(3), y_range: YRange = Y_RANGE
+) -> pd.DataFrame:
     """RMSE (stars) of the mean of ten models for each setting of `GRID`, on a fifth of the training rows.
 
     The rows that `accuracy` holds out of a split play no part. Columns: split, those of `GRID`, rmse.
     """
-    checked, rows = check_ratings(ratings), []
+    checked, rows = check_ratings(ratings, y_range=y_range), []
     for split in splits:
         training = checked.iloc[_fifth(len(checked), split)[1]]
         test, _ = _fifth(len(training), split)
         stars = training.iloc[test, 2].to_numpy(np.float64)
         for values in product(*GRID.values()):
             setting = dict(zip(GRID, values, strict=True))
-            predicted, _ = _ours(training, test, ENSEMBLE["models"], ENSEMBLE["settings"] | setting)
+            predicted, _ = _ours(training, test, ENSEMBLE["models"], ENSEMBLE["settings"] | setting, y_range)
             rows.append((split, *values, _rmse(predicted, stars)))
     return pd.DataFrame(rows, columns=["split", *GRID, "rmse"])
 
@@ -90,12 +94,12 @@ def _fifth(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return test, np.setdiff1d(np.arange(n), test)
 
 
-def _ours(checked: pd.DataFrame, test: np.ndarray, models: int, settings: dict) -> Predicted:
+def _ours(checked: pd.DataFrame, test: np.ndarray, models: int, settings: dict, y_range: YRange) -> Predicted:
     """The mean prediction of `models` models for the rows `test`, which they were not trained on."""
     made = {name: settings[name] for name in ("n_factors", "bs") if name in settings}
     fitted = {name: settings[name] for name in ("epochs", "lr", "wd") if name in settings}
     started = time.perf_counter()
-    learns = [learner(checked, seed=s, split=test, **made) for s in range(models)]
+    learns = [learner(checked, seed=s, split=test, y_range=y_range, **made) for s in range(models)]
     fit(learns, **fitted)
     seconds = time.perf_counter() - started
     return predict(learns, checked.iloc[test], unknown="average").to_numpy(), seconds
@@ -108,7 +112,7 @@ def _surprise_svd(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> Predicted:
     from surprise import SVD, Dataset, Reader
 
     frame = pd.DataFrame({"user": x[:, 0], "item": x[:, 1], "rating": y})
-    data = Dataset.load_from_df(frame, Reader(rating_scale=(1, 5))).build_full_trainset()
+    data = Dataset.load_from_df(frame, Reader(rating_scale=(y.min(), y.max()))).build_full_trainset()
     started = time.perf_counter()
     model = SVD(n_factors=50, n_epochs=60, reg_all=0.1, random_state=0).fit(data)
     seconds = time.perf_counter() - started

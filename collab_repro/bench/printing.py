@@ -8,9 +8,12 @@ import torch
 from tqdm import tqdm
 
 from ..command.folder import ResultsError, draw
+from ..command.ratings import settings_for
 from ..command.report import versions
+from ..models import Y_RANGE
 from ..sources.files import write_table
 from ..speed import usable_cores
+from ..training import BS
 from . import accuracy, sizes, ways
 
 
@@ -26,22 +29,24 @@ def bench_command(args: argparse.Namespace, ratings: pd.DataFrame, bar: tqdm) ->
     `args.repeats` is how often the loops are timed. Raises `ResultsError` when no size could be trained.
     """
     bar.close()
+    made, _ = settings_for(args, ratings)
+    y_range, bs = made.get("y_range", Y_RANGE), made.get("bs", BS)
     print(f"{machine()}; {versions()}.")
     if "startup" in args.parts:
         seconds = ways.startup(args.repeats)
         write_table(args.out / "bench-startup.csv", seconds)
         _print(f"Whole processes, median of {args.repeats}", _markdown(seconds, ("", ".2f")))
     if "loops" in args.parts:
-        timings = ways.loops(ratings, args.repeats)
+        timings = ways.loops(ratings, args.repeats, y_range=y_range, bs=bs)
         write_table(args.out / "bench-loops.csv", timings)
         table = _markdown(ways.ratios(timings), ("", ".1f", ".2f", ".2f"))
-        _print(f"A model-epoch at batch 64, median of {args.repeats}", table)
+        _print(f"A model-epoch at batch {bs}, median of {args.repeats}", table)
     if "main" in args.parts:
-        ours, stock = ways.main_command(ratings).values()
+        ours, stock = ways.main_command(ratings, y_range=y_range, bs=bs).values()
         ratio = f"{ours / stock:.2f} of stock fastai's time for the same model-epochs"
         _print("The whole main command", f"{ratio} ({ours:.0f} s against {stock:.0f} s)")
     if "accuracy" in args.parts:
-        errors = accuracy.accuracy(ratings)
+        errors = accuracy.accuracy(ratings, y_range=y_range)
         write_table(args.out / "bench-accuracy.csv", errors)
         wide = _by_split(errors, ["model"]).loc[errors["model"].unique()]
         table = wide.assign(seconds=errors.groupby("model")["seconds"].median()).reset_index()
@@ -57,7 +62,7 @@ def bench_command(args: argparse.Namespace, ratings: pd.DataFrame, bar: tqdm) ->
         _print("Cost against size, planted ratings", f"{flat}\n\n{_markdown(costs, ',.4g')}")
         draw(args.out)
     if "tuning" in args.parts:
-        errors = accuracy.tuning(ratings)
+        errors = accuracy.tuning(ratings, y_range=y_range)
         write_table(args.out / "bench-tuning.csv", errors)
         grid = list(accuracy.GRID)
         wide = _by_split(errors, grid)

@@ -20,7 +20,7 @@ from fastai.losses import MSELossFlat
 from fastai.optimizer import Adam
 
 from ..loader import RatingsDL
-from ..models import N_FACTORS, Y_RANGE, DotProductBias
+from ..models import N_FACTORS, Y_RANGE, DotProductBias, YRange
 from ..sources import check_ratings
 from ..speed import FastLoop, FusedAdam, few_threads, usable_cores
 from ..training import BS, EPOCHS, LR, WD, fit, learner
@@ -35,22 +35,24 @@ def fit_quietly(learn: Learner, epochs: int = EPOCHS, lr: float = LR, wd: float 
     return learn.recorder.values[-1][1]
 
 
-def stock_learner(ratings: pd.DataFrame, seed: int = 0) -> Learner:
+def stock_learner(ratings: pd.DataFrame, seed: int = 0, y_range: YRange = Y_RANGE, bs: int = BS) -> Learner:
     """fastai's own Learner, with its own loaders."""
-    dls = CollabDataLoaders.from_df(check_ratings(ratings), bs=BS, seed=seed)
-    return collab_learner(dls, n_factors=N_FACTORS, y_range=Y_RANGE)
+    dls = CollabDataLoaders.from_df(check_ratings(ratings, y_range=y_range), bs=bs, seed=seed)
+    return collab_learner(dls, n_factors=N_FACTORS, y_range=y_range)
 
 
-def hand_written(dls: DataLoaders, epochs: int = 1, lr: float = LR, wd: float = WD) -> float:
+def hand_written(
+    dls: DataLoaders, epochs: int = 1, lr: float = LR, wd: float = WD, y_range: YRange = Y_RANGE
+) -> float:
     """The same training as a plain PyTorch loop, the least that any Learner can cost: the final loss."""
-    model = DotProductBias(*map(len, dls.classes.values()), N_FACTORS)
+    model, bs = DotProductBias(*map(len, dls.classes.values()), N_FACTORS, y_range), dls.train.bs
     opt = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), eps=1e-5, weight_decay=wd, fused=True)
     (x, y), (valid_x, valid_y) = ((t.long() if i == 0 else t for i, t in enumerate(dl.tensors)) for dl in dls)
-    steps, step = epochs * -(-len(x) // BS), 0
+    steps, step = epochs * -(-len(x) // bs), 0
     rates, moms = combined_cos(0.25, lr / 25, lr, lr / 1e5), combined_cos(0.25, 0.95, 0.85, 0.95)
     for _ in range(epochs):
         order = torch.randperm(len(x))
-        for xb, yb in zip(x[order].split(BS), y[order].split(BS), strict=True):
+        for xb, yb in zip(x[order].split(bs), y[order].split(bs), strict=True):
             for group in opt.param_groups:
                 group["lr"], group["betas"] = rates(step / steps), (moms(step / steps), 0.99)
             F.mse_loss(model(xb), yb).backward()
@@ -62,23 +64,30 @@ def hand_written(dls: DataLoaders, epochs: int = 1, lr: float = LR, wd: float = 
     return loss.item()
 
 
-def loops(ratings: pd.DataFrame, repeats: int = 3, epochs: int = EPOCHS) -> pd.DataFrame:
-    """Seconds of each way to train DotProductBias at batch 64, `repeats` times in turn.
+def loops(
+    ratings: pd.DataFrame,
+    repeats: int = 3,
+    epochs: int = EPOCHS,
+    y_range: YRange = Y_RANGE,
+    bs: int = BS,
+) -> pd.DataFrame:
+    """Seconds of each way to train DotProductBias, `repeats` times in turn.
 
     Columns: loop, repeat, seconds (training and validation of one model for one epoch, measured over
     `epochs` epochs without making the loaders), valid_loss (MSE).
     """
 
     def in_memory() -> DataLoaders:
-        return CollabDataLoaders.from_df(check_ratings(ratings), bs=BS, seed=0, dl_type=RatingsDL)
+        checked = check_ratings(ratings, y_range=y_range)
+        return CollabDataLoaders.from_df(checked, bs=bs, seed=0, dl_type=RatingsDL)
 
     def one(**kwargs) -> Callable[[], float]:
         dls = in_memory()
-        model = DotProductBias(*map(len, dls.classes.values()), N_FACTORS)
+        model = DotProductBias(*map(len, dls.classes.values()), N_FACTORS, y_range)
         return partial(fit_quietly, Learner(dls, model, MSELossFlat(), **kwargs), epochs)
 
     def many(processes: int) -> Callable[[], float]:
-        learns = [learner(ratings, seed=s) for s in range(SEEDS)]
+        learns = [learner(ratings, seed=s, y_range=y_range, bs=bs) for s in range(SEEDS)]
 
         def run() -> float:
             fit(learns, epochs, processes=processes)
@@ -86,17 +95,21 @@ def loops(ratings: pd.DataFrame, repeats: int = 3, epochs: int = EPOCHS) -> pd.D
 
         return run
 
+    stock = partial(stock_learner, ratings, 0, y_range, bs)
     ways = {  # each prepares a run of so many models; only the run is timed
-        "stock collab_learner": (lambda: partial(fit_quietly, stock_learner(ratings), epochs), 1),
+        "stock collab_learner": (
+            lambda: partial(fit_quietly, stock(), epochs),
+            1,
+        ),
         "RatingsDL": (partial(one, opt_func=Adam), 1),
         "RatingsDL, FastLoop": (partial(one, opt_func=Adam, cbs=FastLoop), 1),
         "RatingsDL, FastLoop, FusedAdam": (partial(one, opt_func=FusedAdam, cbs=FastLoop), 1),
-        "hand-written": (lambda: partial(hand_written, in_memory(), epochs), 1),
+        "hand-written": (lambda: partial(hand_written, in_memory(), epochs, y_range=y_range), 1),
         f"{SEEDS} seeds in one pass": (partial(many, 1), SEEDS),
         f"{SEEDS} seeds, {usable_cores()} processes": (partial(many, usable_cores()), SEEDS),
     }
     rows = []
-    with few_threads(BS * N_FACTORS):
+    with few_threads(bs * N_FACTORS):
         for repeat in range(repeats):
             for name, (prepare, models) in ways.items():
                 run = prepare()
@@ -113,17 +126,26 @@ def ratios(timings: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({**ratios, "seconds": seconds}).reset_index()
 
 
-def main_command(ratings: pd.DataFrame, seeds: int = 3, epochs: int = EPOCHS) -> dict[str, float]:
+def main_command(
+    ratings: pd.DataFrame,
+    seeds: int = 3,
+    epochs: int = EPOCHS,
+    y_range: YRange = Y_RANGE,
+    bs: int = BS,
+) -> dict[str, float]:
     """Seconds of the whole main command, and of stock fastai for the same number of model-epochs."""
     with tempfile.TemporaryDirectory() as folder:
         data = ratings.attrs["name"]
         if data != "ml-100k":
-            check_ratings(ratings).to_csv(data := f"{folder}/ratings.csv", index=False)
+            checked = check_ratings(ratings, y_range=y_range)
+            checked.to_csv(data := f"{folder}/ratings.csv", index=False)
         command = ["--data", data, "--out", folder, "--seeds", str(seeds), "--epochs", str(epochs)]
+        command += ["--batch", str(bs)] if bs != BS else []
+        command += ["--y-range", *map(str, y_range)] if y_range != Y_RANGE else []
         ours = _seconds_of("-m", "collab_repro", *command)
     started = time.perf_counter()
     for seed in range(2 * seeds):
-        fit_quietly(stock_learner(ratings, seed), epochs)
+        fit_quietly(stock_learner(ratings, seed, y_range, bs), epochs)
     return {"main command": ours, "stock collab_learner": time.perf_counter() - started}
 
 

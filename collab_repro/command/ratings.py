@@ -6,7 +6,7 @@ import re
 import pandas as pd
 
 from ..data import RatingsUnavailable, load_ratings
-from ..sources import BadRatings, check_ratings
+from ..sources import check_ratings
 
 MANY = 500_000  # ratings from which on large batches are worth a hint
 OPTIONS = {  # what a message tells a reader of Python, and what it tells one of the command line
@@ -45,13 +45,7 @@ def ratings_for(args: argparse.Namespace) -> pd.DataFrame:
     print(f"Ratings: {ratings.attrs['source']}", flush=True)
     settings = {"y_range": args.y_range} if args.y_range else {}
     settings |= {"bs": args.batch} if isinstance(args.batch, int) else {}
-    try:
-        checked = check_ratings(ratings, args.user, args.item, args.rating, alike=args.alike, **settings)
-    except BadRatings as error:
-        if args.command != "bench":
-            raise
-        where = re.sub("; [^;]*y_range=.*", "; this command takes ratings above 0 and below 5.5", str(error))
-        raise BadRatings(where) from error
+    checked = check_ratings(ratings, args.user, args.item, args.rating, alike=args.alike, **settings)
     if len(checked) > MANY and args.batch is None and args.command != "bench":
         print(
             f"{len(checked):,} ratings: with --batch big they train faster and better than in batches of 64."
