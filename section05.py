@@ -37,7 +37,7 @@ if as_in_the_book:
     plt.show()
 
 # %% [markdown]
-# How far can one trust the names? The distributions are from splits 0 to 19. On further splits (ten of each dot-product run, five of the networks, with either loader) the loader was named rightly in all of N trainings, and the run in all but one, if 4, 5 and 6 count as one: a CollabNN with replacement was taken for EmbeddingNN. `python -m collab_repro chapter --effects --splits 30` trains all of this again and prints who was taken for whom. Of the book's own tables each is named rightly, and table 1 as it is reprinted today is named run 2, as in step 2:
+# How far can one trust the names? The distributions are from splits 0 to 19. On further splits (ten of each dot-product run, five of the networks, with either loader) the loader was named rightly in all 140 trainings, and the run in all but one, if 4, 5 and 6 count as one: a CollabNN with replacement was taken for EmbeddingNN. `python -m collab_repro chapter --effects --splits 30` trains all of this again and prints who was taken for whom. Of the book's own tables each is named rightly, and table 1 as it is reprinted today is named run 2, as in step 2:
 
 # %%
 for name, table in [*published().groupby("run"), ("1, reprinted", published(1, reprinted=True))]:
