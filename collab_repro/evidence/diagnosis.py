@@ -15,7 +15,10 @@ EFFECTS = Path(__file__).with_name("effects.csv")  # what each difference does t
 SPREAD = Path(__file__).with_name("spread.csv")  # how the eight runs' losses are spread over splits
 LIMIT = 2.5  # standard deviations; of the trainings on held-out splits the farthest was 2.3 from its own run
 LIKELY = 0.05  # probability below which a run is not named
-CURE = "As by fastai's default loader; from_df(..., dl_type=TabDataLoader) serves every row once."
+DRAWN = (
+    "every row served once an epoch",
+    "rows drawn with replacement, as fastai's default loader does; dl_type=TabDataLoader cures it",
+)
 LOADERS = "every row once", "with replacement"
 LOSSES = ["train_loss", "valid_loss"]
 
@@ -187,5 +190,5 @@ def _of_losses(losses: np.ndarray) -> Diagnosis:
     if (away := table["distance"].iloc[0]) > LIMIT:
         nearest = f"nearest is {runs} ({how}), {away:.1f} standard deviations away"
         return Diagnosis(f"These losses fit none of the chapter's runs: {nearest}.", table)
-    cure = f" {CURE}" if how == LOADERS[1] else ""
-    return Diagnosis(f"These losses fit {runs} of the chapter, training rows: {how}.{cure}", table)
+    told = DRAWN[LOADERS.index(how)] if how in LOADERS else f"rows served {how}"
+    return Diagnosis(f"These losses fit {runs} of the chapter, {told}.", table)
