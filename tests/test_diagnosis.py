@@ -377,7 +377,7 @@ GROUPS = {1: "1", 2: "2", 3: "3", 4: "4, 5 or 6", 5: "4, 5 or 6", 6: "4, 5 or 6"
 @pytest.mark.parametrize("number", RUNS)
 def test_all_published_tables_are_named(number):
     verdict = diagnose(published(number)).verdict
-    assert verdict == f"These losses fit run {GROUPS[number]} of the chapter, {DRAWN[0]}."
+    assert verdict == f"These losses fit run {GROUPS[number]} of the chapter, with {DRAWN[0]}."
 
 
 def test_the_reprinted_table_1_is_named_a_run_with_y_range():
@@ -470,7 +470,9 @@ def test_fresh_runs_with_either_loader_are_recognised(ml100k):
     fit(learns)
     for learn, words in zip(learns, DRAWN, strict=True):
         verdict = diagnose(curve(learn)).verdict
-        assert re.match(rf"These losses fit run [456, or]+ of the chapter, {re.escape(words)}\.", verdict)
+        assert re.match(
+            rf"These losses fit run [456, or]+ of the chapter, with {re.escape(words)}\.", verdict
+        )
 
 
 # --- how it is shown ------------------------------------------------------------------------------

@@ -180,9 +180,9 @@ def trained(monkeypatch):
     """The (run, split)s for which a learner was made."""
     made = []
 
-    def counting(ratings, number, split=0, replacement=False):
+    def counting(ratings, number, split=0, **settings):
         made.append((number, split))
-        return run_learner(ratings, number, split, replacement)
+        return run_learner(ratings, number, split, **settings)
 
     monkeypatch.setattr(eight_runs, "run_learner", counting)
     return made

@@ -17,7 +17,7 @@ LIMIT = 2.5  # standard deviations; of the trainings on held-out splits the fart
 LIKELY = 0.05  # probability below which a run is not named
 DRAWN = (
     "every row served once an epoch",
-    "rows drawn with replacement, as fastai's default loader does; dl_type=TabDataLoader cures it",
+    "its rows drawn with replacement, as fastai's default loader does; dl_type=TabDataLoader cures it",
 )
 LOADERS = "every row once", "with replacement"
 LOSSES = ["train_loss", "valid_loss"]
@@ -191,4 +191,4 @@ def _of_losses(losses: np.ndarray) -> Diagnosis:
         nearest = f"nearest is {runs} ({how}), {away:.1f} standard deviations away"
         return Diagnosis(f"These losses fit none of the chapter's runs: {nearest}.", table)
     told = DRAWN[LOADERS.index(how)] if how in LOADERS else f"rows served {how}"
-    return Diagnosis(f"These losses fit {runs} of the chapter, {told}.", table)
+    return Diagnosis(f"These losses fit {runs} of the chapter, with {told}.", table)
