@@ -1,0 +1,183 @@
+"""`DotProductBias` with more columns: who has rated a film, its genres and year, who the user is, and when.
+
+A user's vector is that of the id plus those of all else that is known of the user, and so is a film's. What
+is known of a row is a bag of values, so its vector is a sum over the bag: an `nn.EmbeddingBag`. Sources: SVD++
+(Koren, KDD 2008) for the bag of films that a user has rated; Steffen Rendle's factorization machines (ICDM
+2010) for one vector for each value of each column.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from fastai.layers import Embedding
+from scipy import sparse
+from torch import Tensor, nn
+
+from ..models import N_FACTORS, Y_RANGE, DotProductBias, YRange, squash
+from ..sources import BadRatings
+from ..speed.fitting import KNOWN_MODULES
+
+# Each column's weight in the sum. They were chosen on parts of training rows (see bench.further).
+USER_COLUMNS = {"rated": 0.25, "age": 0.3, "sex": 0.2, "occupation": 0.2}
+MOVIE_COLUMNS = {"raters": 0.8, "genres": 0.7, "year": 0.7}
+COLUMNS = MOVIE_COLUMNS | USER_COLUMNS | {"time": 0.1}
+SPREAD = {"age": 5.0, "year": 3.0}  # a number is near its neighbours: sd, in years
+
+
+class SumOfBags(torch.autograd.Function):
+    """A bag's sum for each row, whose derivative is the sum of each value's rows: a bag again, transposed.
+
+    PyTorch's own backward of `F.embedding_bag` gives the same numbers in twenty times the time.
+    """
+
+    @staticmethod
+    def forward(ctx, table: Tensor, *bags: Tensor) -> Tensor:
+        ctx.transposed = bags[3:]
+        return _bag_sums(table, *bags[:3])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple:
+        return _bag_sums(grad.contiguous(), *ctx.transposed), *[None] * 6
+
+
+def _bag_sums(table: Tensor, values: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
+    return F.embedding_bag(values, table, starts, mode="sum", per_sample_weights=weights)
+
+
+class Bags(nn.Module):
+    """Row r of the result is the sum of `weight` x the vector of `value` over the entries (r, value, weight).
+
+    `entries` is a SciPy sparse matrix (n_rows, n_values). Table: (n_values, n_factors), drawn as `create_params`
+    does. The result is (n_rows, n_factors).
+    """
+
+    def __init__(self, entries, n_factors: int):
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(entries.shape[1], n_factors).normal_(0, 0.01))
+        for name, csr in (("rows", entries.tocsr()), ("values", entries.T.tocsr())):
+            parts = (
+                csr.indices.astype(np.int64),
+                csr.indptr[:-1].astype(np.int64),
+                csr.data.astype(np.float32),
+            )
+            for part, array in zip(("index", "starts", "weights"), parts, strict=True):
+                self.register_buffer(f"{name}_{part}", torch.from_numpy(array), persistent=False)
+
+    def forward(self) -> Tensor:
+        return SumOfBags.apply(self.table, *self.buffers())
+
+
+class DotProductColumns(nn.Module):
+    """`DotProductBias` in which `user_bags` and `movie_bags` add to a row's factors and bias.
+
+    Both are SciPy sparse matrices, (n_users, n_values) and (n_movies, n_values), or None.
+    """
+
+    def __init__(
+        self, n_users: int, n_movies: int, n_factors: int, y_range: YRange, user_bags=None, movie_bags=None
+    ):
+        super().__init__()
+        self.users = Embedding(n_users, n_factors + 1)  # the last factor is the bias
+        self.movies = Embedding(n_movies, n_factors + 1)
+        self.user_bags = None if user_bags is None else Bags(user_bags, n_factors + 1)
+        self.movie_bags = None if movie_bags is None else Bags(movie_bags, n_factors + 1)
+        self.y_range = y_range
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        """All users' and all movies' factors with their biases: (n_users, k + 1), (n_movies, k + 1)."""
+        users, movies = self.users.weight, self.movies.weight
+        users = users if self.user_bags is None else users + self.user_bags()
+        return users, movies if self.movie_bags is None else movies + self.movie_bags()
+
+    def forward(self, x: Tensor) -> Tensor:
+        users, movies = self.vectors()
+        user, movie = F.embedding(x[:, 0], users), F.embedding(x[:, 1], movies)  # (bs, k + 1) each
+        score = (user[:, :-1] * movie[:, :-1]).sum(dim=1, keepdim=True)  # (bs, 1)
+        return squash(score + user[:, -1:] + movie[:, -1:], self.y_range)  # (bs, 1)
+
+    @torch.no_grad()
+    def folded(self) -> DotProductBias:
+        """The same predictions from a plain `DotProductBias`, for `predict`, `movie_bias` and the like.
+
+        A column is a function of the user or of the movie, so its vectors can be added up once and for all.
+        """
+        users, movies = self.vectors()
+        model = DotProductBias(len(users), len(movies), users.shape[1] - 1, self.y_range)
+        for table, factors, bias in ((users, model.user_factors, model.user_bias),
+                                     (movies, model.movie_factors, model.movie_bias)):  # fmt: skip
+            factors.weight.copy_(table[:, :-1])
+            bias.weight.copy_(table[:, -1:])
+        return model
+
+
+KNOWN_MODULES.update({DotProductColumns, Bags})  # `fit` may train them in processes of their own
+
+
+def with_columns(
+    ratings: pd.DataFrame,
+    columns: Iterable[str] | Mapping[str, float] = tuple(MOVIE_COLUMNS),
+    n_factors: int = N_FACTORS,
+    y_range: YRange = Y_RANGE,
+) -> Callable[..., DotProductColumns]:
+    """A `model` for `learner(ratings, model)`: `DotProductColumns` with these `columns` of `ratings`.
+
+    - "raters": who rated the movie at all, "rated": which movies the user rated. Both come from the
+      Learner's training rows alone; each bag is divided by the root of its size.
+    - "genres", "year" (a column, or the last brackets of the title): what the movie is.
+    - "age", "sex", "occupation": who the user is.
+
+    Text is split at "|"; a number is spread over its neighbours. A mapping gives other weights than `COLUMNS`.
+    Raises `BadRatings` for a column that isn't known or isn't there.
+    """
+    weights = dict(columns) if isinstance(columns, Mapping) else {name: COLUMNS.get(name) for name in columns}
+    if "year" in weights and "year" not in ratings and "title" in ratings:
+        year = ratings["title"].str.extract(r"\((\d{4})[^()]*\)\s*$", expand=False)
+        ratings = ratings.assign(year=year.astype(float))
+    for name in weights:
+        if name not in COLUMNS:
+            raise BadRatings(f"no column {name!r} is known here; choose from {list(COLUMNS)}")
+        if name not in ("raters", "rated") and name not in ratings:
+            remedy = "load_ratings(genres=True, users=True) reads what the set has"
+            raise BadRatings(f"the ratings have no column {name!r}; leave it out, or add it: {remedy}")
+
+    def model(dls) -> DotProductColumns:
+        train = dls.train.dataset
+        names, classes = list(train.cat_names), [list(vocab) for vocab in dls.classes.values()]
+        sizes = list(map(len, classes))
+        pairs = np.unique(train.items[names].to_numpy(np.int64), axis=0)
+        sides = []
+        for side, own in enumerate((USER_COLUMNS, MOVIE_COLUMNS)):
+            blocks = []
+            for name in filter(own.__contains__, weights):
+                if name in ("raters", "rated"):
+                    entries = _who_with_whom(pairs[:, side], pairs[:, 1 - side], sizes[side], sizes[1 - side])
+                else:
+                    known = ratings.drop_duplicates(names[side]).set_index(names[side])[name]
+                    entries = _values(known.reindex(classes[side]), SPREAD.get(name))
+                blocks.append(weights[name] * entries)
+            sides.append(sparse.hstack(blocks).tocsr() if blocks else None)
+        return DotProductColumns(*sizes, n_factors, y_range, *sides)
+
+    return model
+
+
+def _who_with_whom(rows: np.ndarray, values: np.ndarray, n_rows: int, n_values: int) -> sparse.csr_matrix:
+    """(n_rows, n_values): 1 / root of the row's entries for each of the (row, value) pairs."""
+    share = np.bincount(rows, minlength=n_rows)[rows] ** -0.5
+    return sparse.csr_matrix((share, (rows, values)), shape=(n_rows, n_values))
+
+
+def _values(known: pd.Series, spread: float | None) -> sparse.csr_matrix:
+    """(rows, values) of length 1 in each row that has a value: text split at "|", or a number `spread`."""
+    if spread is None:
+        entries = known.astype(str).where(known.notna(), "").str.get_dummies().to_numpy(float)
+    else:
+        number = known.to_numpy(float)[:, None]
+        grid = np.arange(np.nanmin(number), np.nanmax(number) + spread, spread)
+        entries = np.nan_to_num(np.exp(-0.5 * ((number - grid) / spread) ** 2))
+        entries[entries < 0.01] = 0
+    length = np.sqrt((entries**2).sum(axis=1, keepdims=True))
+    return sparse.csr_matrix(entries / np.where(length, length, 1))
