@@ -1,5 +1,5 @@
-"""The chapter's Further Research: other columns of the ratings, ratings as classes. The road needs none of it.
+"""The chapter's Further Research: more columns, ratings as classes. The road can be read without it.
 
-- columns: `with_columns`, DotProductBias told who has rated a film, its genres, its year, the user's age, ...;
-- classes: `with_stars`, a probability for each star instead of one number, in four ways, and their judges.
+- columns: `with_columns`, `DotProductBias` told who has rated a film, its genres and year, who the user is;
+- classes: `with_stars`, a probability for each star instead of one number, in four ways.
 """

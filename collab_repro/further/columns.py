@@ -1,9 +1,9 @@
 """`DotProductBias` with more columns: who has rated a film, its genres and year, who the user is, and when.
 
 A user's vector is that of the id plus those of all else that is known of the user, and so is a film's. What
-is known of a row is a bag of values, so its vector is a sum over the bag: an `nn.EmbeddingBag`. Sources: SVD++
-(Koren, KDD 2008) for the bag of films that a user has rated; Steffen Rendle's factorization machines (ICDM
-2010) for one vector for each value of each column.
+is known of a row is a bag of values, so its vector is a sum over the bag: an `nn.EmbeddingBag`. Sources:
+SVD++ (Koren, KDD 2008) for the bag of films that a user has rated; factorization machines (Rendle, ICDM 2010)
+for one vector for each value of each column.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -24,6 +24,7 @@ from ..speed.fitting import KNOWN_MODULES
 USER_COLUMNS = {"rated": 0.25, "age": 0.3, "sex": 0.2, "occupation": 0.2}
 MOVIE_COLUMNS = {"raters": 0.8, "genres": 0.7, "year": 0.7}
 COLUMNS = MOVIE_COLUMNS | USER_COLUMNS | {"time": 0.1}
+SPANS = 30  # of time; in MovieLens 100K one is a week
 SPREAD = {"age": 5.0, "year": 3.0}  # a number is near its neighbours: sd, in years
 
 
@@ -50,8 +51,8 @@ def _bag_sums(table: Tensor, values: Tensor, starts: Tensor, weights: Tensor) ->
 class Bags(nn.Module):
     """Row r of the result is the sum of `weight` x the vector of `value` over the entries (r, value, weight).
 
-    `entries` is a SciPy sparse matrix (n_rows, n_values). Table: (n_values, n_factors), drawn as `create_params`
-    does. The result is (n_rows, n_factors).
+    `entries` is a SciPy sparse matrix (n_rows, n_values). Table: (n_values, n_factors), drawn from N(0, .01).
+    The result is (n_rows, n_factors).
     """
 
     def __init__(self, entries, n_factors: int):
@@ -70,21 +71,52 @@ class Bags(nn.Module):
         return SumOfBags.apply(self.table, *self.buffers())
 
 
+class Clock(nn.Module):
+    """A vector for each span of time, looked up by the pair (user, movie): when was it rated?
+
+    `pairs` (n, 2) int64 and `times` (n,): one of them for each rating. Times are cut into `SPANS` equally
+    long spans. A pair that isn't among them gets zeros.
+    """
+
+    def __init__(self, pairs: np.ndarray, times: np.ndarray, n_movies: int, n_factors: int, weight: float):
+        super().__init__()
+        spans = 1 + ((times - times.min()) * SPANS // (np.ptp(times) + 1)).astype(np.int64)
+        keys, first = np.unique(pairs @ [n_movies, 1], return_index=True)
+        self.table = Embedding(SPANS + 1, n_factors)
+        self.n_movies, self.weight = n_movies, weight
+        self.register_buffer("keys", torch.from_numpy(keys), persistent=False)
+        self.register_buffer("spans", torch.from_numpy(spans[first]), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        key = x[:, 0] * self.n_movies + x[:, 1]
+        at = torch.searchsorted(self.keys, key).clamp(max=len(self.keys) - 1)
+        known = self.keys[at] == key
+        return self.weight * known[:, None] * self.table(self.spans[at])  # (bs, n_factors)
+
+
 class DotProductColumns(nn.Module):
     """`DotProductBias` in which `user_bags` and `movie_bags` add to a row's factors and bias.
 
-    Both are SciPy sparse matrices, (n_users, n_values) and (n_movies, n_values), or None.
+    Both are SciPy sparse matrices, (n_users, n_values) and (n_movies, n_values), or None. `clock` gives a
+    rating's time a vector and a bias too, which is added to both sides.
     """
 
     def __init__(
-        self, n_users: int, n_movies: int, n_factors: int, y_range: YRange, user_bags=None, movie_bags=None
+        self,
+        n_users: int,
+        n_movies: int,
+        n_factors: int,
+        y_range: YRange,
+        user_bags=None,
+        movie_bags=None,
+        clock: Clock | None = None,
     ):
         super().__init__()
         self.users = Embedding(n_users, n_factors + 1)  # the last factor is the bias
         self.movies = Embedding(n_movies, n_factors + 1)
         self.user_bags = None if user_bags is None else Bags(user_bags, n_factors + 1)
         self.movie_bags = None if movie_bags is None else Bags(movie_bags, n_factors + 1)
-        self.y_range = y_range
+        self.clock, self.y_range = clock, y_range
 
     def vectors(self) -> tuple[Tensor, Tensor]:
         """All users' and all movies' factors with their biases: (n_users, k + 1), (n_movies, k + 1)."""
@@ -95,6 +127,9 @@ class DotProductColumns(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         users, movies = self.vectors()
         user, movie = F.embedding(x[:, 0], users), F.embedding(x[:, 1], movies)  # (bs, k + 1) each
+        if self.clock is not None:
+            time = self.clock(x)  # (bs, k + 1)
+            user, movie = user + time, movie + time
         score = (user[:, :-1] * movie[:, :-1]).sum(dim=1, keepdim=True)  # (bs, 1)
         return squash(score + user[:, -1:] + movie[:, -1:], self.y_range)  # (bs, 1)
 
@@ -103,7 +138,10 @@ class DotProductColumns(nn.Module):
         """The same predictions from a plain `DotProductBias`, for `predict`, `movie_bias` and the like.
 
         A column is a function of the user or of the movie, so its vectors can be added up once and for all.
+        Raises ValueError for a model that knows the time, which is a function of neither.
         """
+        if self.clock is not None:
+            raise ValueError("a model with the column 'time' can't be folded; predict with learn.get_preds")
         users, movies = self.vectors()
         model = DotProductBias(len(users), len(movies), users.shape[1] - 1, self.y_range)
         for table, factors, bias in ((users, model.user_factors, model.user_bias),
@@ -113,7 +151,7 @@ class DotProductColumns(nn.Module):
         return model
 
 
-KNOWN_MODULES.update({DotProductColumns, Bags})  # `fit` may train them in processes of their own
+KNOWN_MODULES.update({DotProductColumns, Bags, Clock})  # `fit` may train them in processes of their own
 
 
 def with_columns(
@@ -129,8 +167,10 @@ def with_columns(
     - "genres", "year" (a column, or the last brackets of the title): what the movie is.
     - "age", "sex", "occupation": who the user is.
 
-    Text is split at "|"; a number is spread over its neighbours. A mapping gives other weights than `COLUMNS`.
-    Raises `BadRatings` for a column that isn't known or isn't there.
+    - "time": when the row was rated, from `timestamp`, in `SPANS` spans; also of the rows held out.
+
+    Text is split at "|"; a number is spread over its neighbours. A mapping gives other weights than `COLUMNS`
+    does. Raises `BadRatings` for a column that isn't known or isn't there.
     """
     weights = dict(columns) if isinstance(columns, Mapping) else {name: COLUMNS.get(name) for name in columns}
     if "year" in weights and "year" not in ratings and "title" in ratings:
@@ -139,9 +179,10 @@ def with_columns(
     for name in weights:
         if name not in COLUMNS:
             raise BadRatings(f"no column {name!r} is known here; choose from {list(COLUMNS)}")
-        if name not in ("raters", "rated") and name not in ratings:
-            remedy = "load_ratings(genres=True, users=True) reads what the set has"
-            raise BadRatings(f"the ratings have no column {name!r}; leave it out, or add it: {remedy}")
+        source = {"raters": None, "rated": None, "time": "timestamp"}.get(name, name)
+        if source and source not in ratings:
+            remedy = "see what load_ratings(genres=True, users=True) gives"
+            raise BadRatings(f"the ratings have no column {source!r}: leave {name!r} out, or {remedy}")
 
     def model(dls) -> DotProductColumns:
         train = dls.train.dataset
@@ -159,7 +200,12 @@ def with_columns(
                     entries = _values(known.reindex(classes[side]), SPREAD.get(name))
                 blocks.append(weights[name] * entries)
             sides.append(sparse.hstack(blocks).tocsr() if blocks else None)
-        return DotProductColumns(*sizes, n_factors, y_range, *sides)
+        clock = None
+        if "time" in weights:
+            codes = [pd.Index(c).get_indexer(ratings[n]) for c, n in zip(classes, names, strict=True)]
+            times = ratings["timestamp"].to_numpy(float)
+            clock = Clock(np.stack(codes, axis=1), times, sizes[1], n_factors + 1, weights["time"])
+        return DotProductColumns(*sizes, n_factors, y_range, *sides, clock)
 
     return model
 
