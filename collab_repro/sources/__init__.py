@@ -1,6 +1,7 @@
 """Where ratings come from. The main modules can be read without this folder.
 
 - movielens: MovieLens 100K from a folder of the user's, from fastai's folders, from GroupLens or from PyPI.
+- larger: the other MovieLens sets, from ml-latest-small to ml-32m, by name.
 - own: the user's own ratings, from a .csv or .tsv file.
 - checks: whether a model can be trained on ratings, and what to change if not.
 - planted: made-up ratings, and the biases and factors they were drawn from.
@@ -10,6 +11,7 @@ Nothing here imports torch or fastai.
 """
 
 from .checks import BadRatings, check_ratings, check_split
+from .larger import SETS, load_larger
 from .movielens import RatingsUnavailable, load_movielens
 from .own import load_own
 from .planted import planted_ratings
