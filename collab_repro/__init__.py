@@ -15,8 +15,9 @@ The road, in reading order:
 
 Off the road: `sources` (where ratings come from; `check_ratings`, `BadRatings`, `planted_ratings`),
 `speed` (the same numbers sooner), `evidence` (why it works and how sure one can be; `reproduce`,
-`against_the_book`), `recommend` (`Learned`, `predict`), `bench` (what training costs) and `command`
-(the command line). Names load on first use: whoever does not train does not wait for fastai.
+`against_the_book`), `further` (the chapter's Further Research; `with_columns`, `stars_learner`),
+`recommend` (`Learned`, `predict`), `bench` (what training costs) and `command` (the command line). Names
+load on first use: whoever does not train does not wait for fastai.
 """
 
 import warnings
@@ -34,6 +35,8 @@ _MODULE_OF = {
     "plots": ["plot_bias", "plot_curves", "plot_difference", "plot_factors"],
     "sources": ["BadRatings", "check_ratings", "planted_ratings"],
     "evidence.eight_runs": ["against_the_book", "reproduce"],
+    "further.classes": ["stars_learner"],
+    "further.columns": ["with_columns"],
     "recommend.learned": ["Learned"],
     "recommend.predicting": ["predict"],
 }

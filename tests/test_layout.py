@@ -26,7 +26,8 @@ DOORS = {"data": {"sources"}, "training": {"sources", "speed"}, "plots": {"looks
 PUBLIC = """RUNS BadRatings CollabNN DotProduct DotProductBias DotProductBiasParams FastLoop FusedAdam Learned
     RatingsDL RatingsUnavailable against_the_book check_ratings compare copy_weights curve difference
     factor_pca fit learner load_ratings movie_bias movie_factors planted_ratings plot_bias plot_curves
-    plot_difference plot_factors predict published reproduce same_start similar_movies summary"""
+    plot_difference plot_factors predict published reproduce same_start similar_movies stars_learner summary
+    with_columns"""
 PUBLIC = PUBLIC.split()
 
 
