@@ -39,15 +39,15 @@ def fitted(told):
 
 @pytest.fixture(scope="module")
 def starred(told):
-    """A Learner for each head, after two epochs."""
+    """A Learner for each head, after a few epochs."""
     learns = {head: stars_learner(told, head, seed=1, n_factors=4) for head in HEADS}
-    fit(learns.values(), 2, wd=0.1, processes=1)
+    fit(learns.values(), 5, lr=0.02, processes=1)
     return learns
 
 
 def test_sums_of_bags_have_the_derivative_of_pytorchs_own():
     torch.manual_seed(0)
-    entries = sparse.random(7, 5, 0.4, format="csr", random_state=0)
+    entries = sparse.random(7, 5, 0.2, format="csr", random_state=0)
     bags = columns.Bags(entries, 3)
     dense = torch.tensor(entries.toarray(), dtype=torch.float32)
     given = torch.randn(7, 3)
@@ -60,6 +60,7 @@ def test_sums_of_bags_have_the_derivative_of_pytorchs_own():
     assert torch.allclose(own.grad, bags.table.grad, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # stock fastai's loader
 @pytest.mark.parametrize("dl_type", [None, TabDataLoader])
 def test_held_out_rows_enter_neither_bags_nor_counts(told, dl_type):
     if dl_type:
@@ -84,9 +85,9 @@ def test_held_out_rows_enter_neither_bags_nor_counts(told, dl_type):
                 assert torch.allclose(bags.rows_weights[part], torch.tensor(weight, dtype=torch.float32))
 
 
+@pytest.mark.filterwarnings("ignore:.*rows repeat a pair")
 def test_what_a_held_out_row_says_changes_nothing(told, fitted):
-    held = fitted[0].dls.valid.items.index if hasattr(fitted[0].dls.valid, "items") else None
-    held = fitted[0].dls.valid.dataset.items.index if held is None else held
+    held = fitted[0].dls.valid.dataset.items.index
     other = told.copy()
     other.loc[held, "rating"] = 6 - other.loc[held, "rating"]
     other.loc[held, "user"] = other.loc[held, "user"].to_numpy()[::-1]  # other people rated these films

@@ -24,8 +24,10 @@ from ..speed.fitting import KNOWN_MODULES
 USER_COLUMNS = {"rated": 0.4, "age": 0.5, "sex": 0.5, "occupation": 0.5}
 MOVIE_COLUMNS = {"raters": 1.2, "genres": 1.6, "year": 1.6}
 COLUMNS = MOVIE_COLUMNS | USER_COLUMNS | {"time": 0.3}
-SETTINGS = {"bs": 512, "epochs": 8, "lr": 3e-3, "wd": 0.9}  # with few columns 5 epochs at 5e-3, wd .8 will do
+SETTINGS = {"bs": 512, "epochs": 8, "lr": 3e-3, "wd": 0.9}  # with few columns QUICK will do
 SPANS = 30  # of time; in MovieLens 100K one is a week
+QUICK = {"bs": 512, "epochs": 5, "lr": 5e-3, "wd": 0.8}
+SOURCES = {"raters": None, "rated": None, "time": "timestamp"}  # where a column has another name, or none
 SPREAD = {"age": 5.0, "year": 3.0}  # a number is near its neighbours: sd, in years
 
 
@@ -174,13 +176,11 @@ def with_columns(
     does. Raises `BadRatings` for a column that isn't known or isn't there.
     """
     weights = dict(columns) if isinstance(columns, Mapping) else {name: COLUMNS.get(name) for name in columns}
-    if "year" in weights and "year" not in ratings and "title" in ratings:
-        year = ratings["title"].str.extract(r"\((\d{4})[^()]*\)\s*$", expand=False)
-        ratings = ratings.assign(year=year.astype(float))
+    ratings = _with_year(ratings)
     for name in weights:
         if name not in COLUMNS:
             raise BadRatings(f"no column {name!r} is known here; choose from {list(COLUMNS)}")
-        source = {"raters": None, "rated": None, "time": "timestamp"}.get(name, name)
+        source = SOURCES.get(name, name)
         if source and source not in ratings:
             remedy = "see what load_ratings(genres=True, users=True) gives"
             raise BadRatings(f"the ratings have no column {source!r}: leave {name!r} out, or {remedy}")
@@ -209,6 +209,20 @@ def with_columns(
         return DotProductColumns(*sizes, n_factors, y_range, *sides, clock)
 
     return model
+
+
+def columns_of(ratings: pd.DataFrame) -> list[str]:
+    """The `COLUMNS` that `with_columns` finds in `ratings`."""
+    there = {None, *_with_year(ratings).columns}
+    return [name for name in COLUMNS if SOURCES.get(name, name) in there]
+
+
+def _with_year(ratings: pd.DataFrame) -> pd.DataFrame:
+    """`ratings` with a column `year`, from the last brackets of the titles, where they have any."""
+    if "year" in ratings or "title" not in ratings:
+        return ratings
+    year = ratings["title"].astype(str).str.extract(r"\((\d{4})[^()]*\)\s*$", expand=False).astype(float)
+    return ratings.assign(year=year) if year.notna().any() else ratings
 
 
 def _who_with_whom(rows: np.ndarray, values: np.ndarray, n_rows: int, n_values: int) -> sparse.csr_matrix:
