@@ -90,11 +90,15 @@ class Clock(nn.Module):
         self.register_buffer("keys", torch.from_numpy(keys), persistent=False)
         self.register_buffer("spans", torch.from_numpy(spans[first]), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def span(self, x: Tensor) -> Tensor:
+        """The span of each pair, from 1, or 0: (bs, 2) -> (bs,)."""
         key = x[:, 0] * self.n_movies + x[:, 1]
         at = torch.searchsorted(self.keys, key).clamp(max=len(self.keys) - 1)
-        known = self.keys[at] == key
-        return self.weight * known[:, None] * self.table(self.spans[at])  # (bs, n_factors)
+        return self.spans[at] * (self.keys[at] == key)
+
+    def forward(self, x: Tensor) -> Tensor:
+        span = self.span(x)
+        return self.weight * (span > 0)[:, None] * self.table(span)  # (bs, n_factors)
 
 
 class DotProductColumns(nn.Module):

@@ -1,4 +1,4 @@
-"""Figures of further research: what a column brings and where, how probable a star is, whose scale is whose."""
+"""Figures of further research: what a column brings and where, reliability, and users' scales."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -64,7 +64,7 @@ def plot_reliability(tables: dict[str, pd.DataFrame], source: str = "") -> np.nd
 
 @looks.style
 def plot_cut_points(cuts: np.ndarray, names: list[str], ax: Axes | None = None, source: str = "") -> Axes:
-    """Users' scales: a bar for each row of `cuts` (n, n_stars - 1), cut where one star ends and the next begins.
+    """Users' scales: a bar for each row of `cuts` (n, n_stars - 1), divided into stars at the cut points.
 
     The shade is the star, from one (light) to the highest (dark).
     """
