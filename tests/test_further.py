@@ -10,7 +10,7 @@ from fastai.tabular.core import TabDataLoader
 from scipy import sparse
 
 from collab_repro import BadRatings, fit, learner, predict, with_columns
-from collab_repro.further import classes, columns
+from collab_repro.further import classes, columns, figures
 from collab_repro.further.classes import HEADS, judge, reliability, stars_learner, validated
 
 ALL = tuple(columns.COLUMNS)
@@ -234,3 +234,30 @@ def test_fit_in_processes_gives_the_same(told):
     for one, other in zip(apart, together, strict=True):
         for ours, theirs in zip(one.model.parameters(), other.model.parameters(), strict=True):
             assert torch.equal(ours, theirs)
+
+
+def test_figures_show_their_tables():
+    effects = pd.DataFrame({"mean": [-0.2, 0.1], "low": [-0.3, -0.1], "high": [-0.1, 0.3]}, ["raters", "sex"])
+    ax = figures.plot_effects(effects)
+    full, hollow, _ = ax.lines
+    assert full.get_xdata() == [-0.2] and hollow.get_xdata() == [0.1]
+    assert hollow.get_markerfacecolor() == "none" != full.get_markerfacecolor()
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["raters", "sex"]
+    assert full.get_ydata() > hollow.get_ydata(), "the first row is on top"
+
+    gain = pd.DataFrame(
+        {"ids only": [1.1, 0.9], "all": [1.0, 0.8], "rows": [20, 3000]}, ["none", "1 or more"]
+    )
+    ax = figures.plot_gain(gain)
+    assert [list(line.get_ydata()) for line in ax.lines] == [[1.1, 0.9], [1.0, 0.8]]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["none\n20", "1 or more\n3,000"]
+
+    table = reliability(np.array([0.05, 0.55, 0.95]), np.array([0, 1, 1]))
+    axes = figures.plot_reliability({"one": table, "two, own": table})
+    assert len(axes) == 2 and axes[1].get_title(loc="left") == "two,\nown"
+    assert np.allclose(axes[0].collections[0].get_offsets(), table[["probability", "share"]])
+
+    cuts = np.array([[-1.0, 0, 2], [-2.0, -1, 0]])
+    ax = figures.plot_cut_points(cuts, ["ada", "bob"])
+    ends = np.array([bar.get_x() + bar.get_width() for bar in ax.patches]).reshape(4, 2)
+    assert np.allclose(ends[:3].T, cuts)
