@@ -149,6 +149,27 @@ def test_time_is_looked_up_by_the_pair(told, fitted):
     assert (clock(unrated) == 0).all()
 
 
+def test_the_columns_found_are_those_that_are_there(few, told):
+    assert columns.columns_of(told) == list(ALL)
+    untold = few[["user", "rating"]].assign(title="film " + few["movie"].astype(str))
+    assert columns.columns_of(untold) == ["raters", "rated"]
+
+
+def test_titles_may_be_categories_and_ids_integers(told):
+    """As in the larger sets, and in ratings without titles."""
+    text = with_columns(told, ("genres", "year"), 4)(learner(told, seed=1).dls)
+    category = told.assign(title=told["title"].astype("category"), genres=told["genres"].astype("category"))
+    same = with_columns(category, ("genres", "year"), 4)(learner(category, seed=1).dls)
+    for ours, theirs in zip(text.buffers(), same.buffers(), strict=True):
+        assert torch.equal(ours, theirs)
+    numbers = told.drop(columns="title").assign(year=1950.0 + told["movie"])
+    learn = learner(numbers, with_columns(numbers, ALL, 4), seed=1, item_name="movie")
+    bags, movies = learn.model.movie_bags, learn.dls.classes["movie"]
+    assert (
+        len(bags.rows_starts) == len(movies) and torch.isfinite(learn.model(learn.dls.one_batch()[0])).all()
+    )
+
+
 def test_bad_columns_are_one_clear_line(few, told):
     for names, words in (
         (["genre"], "no column 'genre' is known here; choose from"),

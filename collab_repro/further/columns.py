@@ -173,19 +173,18 @@ def with_columns(
       Learner's training rows alone; each bag is divided by the root of its size.
     - "genres", "year" (a column, or the last brackets of the title): what the movie is.
     - "age", "sex", "occupation": who the user is.
-
     - "time": when the row was rated, from `timestamp`, in `SPANS` spans; also of the rows held out.
 
     Text is split at "|", a number is spread over its neighbours. A mapping gives other weights than `COLUMNS`
     does. Raises `BadRatings` for a column that isn't known or isn't there.
     """
     weights = dict(columns) if isinstance(columns, Mapping) else {name: COLUMNS.get(name) for name in columns}
-    ratings = _with_year(ratings)
+    there = columns_of(ratings)
     for name in weights:
         if name not in COLUMNS:
             raise BadRatings(f"no column {name!r} is known here; choose from {list(COLUMNS)}")
-        source = SOURCES.get(name, name)
-        if source and source not in ratings:
+        if name not in there:
+            source = SOURCES.get(name, name)
             remedy = "see what load_ratings(genres=True, users=True) gives"
             raise BadRatings(f"the ratings have no column {source!r}: leave {name!r} out, or {remedy}")
 
@@ -200,16 +199,20 @@ def with_columns(
             for name in filter(own.__contains__, weights):
                 if name in ("raters", "rated"):
                     entries = _who_with_whom(pairs[:, side], pairs[:, 1 - side], sizes[side], sizes[1 - side])
-                else:
+                elif name in ratings:
                     known = ratings.drop_duplicates(names[side]).set_index(names[side])[name]
+                    known.index = known.index.astype(object)  # it may be a category
                     entries = _values(known.reindex(classes[side]), SPREAD.get(name))
+                else:
+                    entries = _values(_years(classes[side]), SPREAD[name])
                 blocks.append(weights[name] * entries)
             sides.append(sparse.hstack(blocks).tocsr() if blocks else None)
         clock = None
         if "time" in weights:
             codes = [pd.Index(c).get_indexer(ratings[n]) for c, n in zip(classes, names, strict=True)]
-            times = ratings["timestamp"].to_numpy(float)
-            clock = Clock(np.stack(codes, axis=1), times, sizes[1], n_factors + 1, weights["time"])
+            known = np.min(codes, axis=0) >= 0  # integer ids that validation alone has are in no vocabulary
+            times = ratings["timestamp"].to_numpy(float)[known]
+            clock = Clock(np.stack(codes, axis=1)[known], times, sizes[1], n_factors + 1, weights["time"])
         return DotProductColumns(*sizes, n_factors, y_range, *sides, clock)
 
     return model
@@ -217,16 +220,16 @@ def with_columns(
 
 def columns_of(ratings: pd.DataFrame) -> list[str]:
     """The `COLUMNS` that `with_columns` finds in `ratings`."""
-    there = {None, *_with_year(ratings).columns}
+    there = {None, *ratings.columns}
+    if "title" in there and _years(ratings["title"].unique()).notna().any():
+        there.add("year")
     return [name for name in COLUMNS if SOURCES.get(name, name) in there]
 
 
-def _with_year(ratings: pd.DataFrame) -> pd.DataFrame:
-    """`ratings` with a column `year`, from the last brackets of the titles, where they have any."""
-    if "year" in ratings or "title" not in ratings:
-        return ratings
-    year = ratings["title"].astype(str).str.extract(r"\((\d{4})[^()]*\)\s*$", expand=False).astype(float)
-    return ratings.assign(year=year) if year.notna().any() else ratings
+def _years(titles: Iterable[str]) -> pd.Series:
+    """The years in the last brackets of titles."""
+    titles = pd.Series(list(titles), dtype=object).astype(str)
+    return titles.str.extract(r"\((\d{4})[^()]*\)\s*$", expand=False).astype(float)
 
 
 def _who_with_whom(rows: np.ndarray, values: np.ndarray, n_rows: int, n_values: int) -> sparse.csr_matrix:
