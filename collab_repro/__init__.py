@@ -16,8 +16,9 @@ The road, in reading order:
 Off the road: `sources` (where ratings come from; `check_ratings`, `BadRatings`, `planted_ratings`),
 `speed` (the same numbers sooner; `big_batch`), `evidence` (why it works and how sure one can be;
 `reproduce`, `against_the_book`, and `diagnose`, why your numbers are not the book's), `recommending`
-(`Learned`, `predict`, `fold_in`, `recommend`, `ranking`), `bench` (what training costs) and `command`
-(the command line). Names load on first use: whoever does not train does not wait for fastai.
+(`Learned`, `predict`, `fold_in`, `recommend`, `ranking`), `further` (the chapter's Further Research;
+`with_columns`, `stars_learner`), `bench` (what training costs) and `command` (the command line). Names
+load on first use: whoever does not train does not wait for fastai.
 """
 
 import warnings
@@ -42,6 +43,8 @@ _MODULE_OF = {
     "recommending.folding": ["fold_in"],
     "recommending.unseen": ["recommend"],
     "recommending.ranked": ["ranking"],
+    "further.classes": ["stars_learner"],
+    "further.columns": ["with_columns"],
 }
 _MODULE_OF = {name: module for module, names in _MODULE_OF.items() for name in names}
 __all__ = list(_MODULE_OF)

@@ -92,8 +92,8 @@ def parser() -> argparse.ArgumentParser:
     chapter.add_argument("--effects", action="store_true", help=what)
     about = "what training costs, beside stock fastai and other libraries"
     bench = sub.add_parser("bench", parents=[out, data, training], help=about)
-    which = f"of {','.join(PARTS)} (default: all but {PARTS[-1]})"
-    bench.add_argument("--parts", type=some_of(PARTS), default=PARTS[:-1], metavar="A,B", help=which)
+    which = f"of {','.join(PARTS)} (default: all but {' and '.join(PARTS[-2:])})"
+    bench.add_argument("--parts", type=some_of(PARTS), default=PARTS[:-2], metavar="A,B", help=which)
     bench.add_argument("--repeats", default=3, help="of the loops (default: 3)", **count)
     return top
 

@@ -64,7 +64,7 @@ def recbole_wheel(lines):
         if movie != 267:
             name, year = title[:-1].rsplit(" (", 1)
             items += f"{movie}\t{name}\t{year}\t{' '.join(kinds)}\n"
-    inter, item = movielens.RECBOLE.members
+    inter, item, _ = (movielens.RECBOLE.folder + name for name in movielens.RECBOLE.members)
     info = "recbole-1.2.1.dist-info"
     about = {
         f"{info}/METADATA": "Metadata-Version: 2.1\nName: recbole\nVersion: 1.2.1\n",
@@ -130,7 +130,7 @@ class TestNames:
         file = tmp_path / "my.csv"
         file.write_text("u,i,r\n1,2,3\n")
         for name, options, words in (
-            ("ml-1m", {}, r"no ratings called 'ml-1m': .*'synthetic'"),
+            ("ml-1t", {}, r"no ratings called 'ml-1t': .*'ml-1m'.*'synthetic'"),
             ("synthetic", {"path": "somewhere"}, "only: leave it out for 'synthetic'"),
             ("synthetic", {"genres": True}, "'synthetic' has no column 'genres'; leave"),
             (str(file), {"genres": True}, "my.csv' has no column 'genres'; leave"),
@@ -146,7 +146,7 @@ class TestNames:
     def test_torch_and_fastai_are_not_imported(self):
         code = "import sys; from collab_repro import data, sources\n"
         code += "sources.check_ratings(data.load_ratings('synthetic'))\n"
-        code += "sources.movielens._fastai_path('data', 'ml-100k')\n"
+        code += "sources.movielens.fastai_path('data', 'ml-100k')\n"
         code += "assert not {'torch', 'fastai', 'scipy', 'sklearn'} & {*sys.modules}"
         subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -319,7 +319,7 @@ def server(small, monkeypatch):
         address = f"http{'s' * bool(tls)}://127.0.0.1:{here.server_port}/ml-100k.zip"
         monkeypatch.setattr(movielens, "URL", address if answer else "http://127.0.0.1:1/ml-100k.zip")
 
-    small.routes(GROUPLENS=movielens._download)
+    small.routes(GROUPLENS=lambda: movielens.download(movielens.URL, movielens.MAX_BYTES))
     for name, limit in {"TIMEOUT": 0.3, "DEADLINE": 0.5, "MAX_BYTES": 200_000}.items():
         monkeypatch.setattr(movielens, name, limit)
     yield serve

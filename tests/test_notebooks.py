@@ -23,7 +23,7 @@ RELATIVE, ABSOLUTE = 0.01, 0.005
 VARIES = "varies"  # the tag of a cell whose numbers are times, or differ between two runs
 DRAWING = {"bar", "barh", "boxplot", "contour", "errorbar", "fill_between", "hist", "imshow", "pcolormesh"}
 DRAWING |= {"pie", "plot", "scatter", "stem", "violinplot"}
-FIGURES = re.compile(r"collab_repro(\.plots|\.evidence\.\w+)?")  # the modules they come from
+FIGURES = re.compile(r"collab_repro(\.plots|\.(evidence|further)\.\w+)?")  # the modules they come from
 PATHS = re.compile(
     r"(?<![\w.:/-])/(?:Users|content|home|mnt|opt|private|root|srv|tmp|usr|var|work)/|[A-Z]:\\"
 )

@@ -3,6 +3,7 @@
 - ways: one epoch of the chapter's model, trained in several ways, the whole main command, and starting up;
 - sizes: time and memory as the ratings grow to 25 million;
 - accuracy: RMSE next to other libraries, and how our settings were chosen;
+- benchmarks: published RMSE by protocol, beside ours and other libraries' with the extra columns;
 - printing: `python -m collab_repro bench`, its tables and CSV files.
 
 All numbers are measured where the command runs. Machines differ and are shared, so compare the ratios.
@@ -14,5 +15,6 @@ PARTS = [
     "main",
     "accuracy",
     "scale",
+    "published",
     "tuning",
-]  # of the command; tuning only when asked for
+]  # of the command; the last two only when asked for

@@ -14,7 +14,7 @@ from ..models import Y_RANGE
 from ..sources.files import write_table
 from ..speed import usable_cores
 from ..training import BS
-from . import accuracy, sizes, ways
+from . import accuracy, benchmarks, sizes, ways
 
 
 def machine() -> str:
@@ -61,6 +61,15 @@ def bench_command(args: argparse.Namespace, ratings: pd.DataFrame, bar: tqdm) ->
         flat = f"most to least per rating: {speed.max() / speed.min():.1f}"
         _print("Cost against size, planted ratings", f"{flat}\n\n{_markdown(costs, ',.4g')}")
         draw(args.out)
+    if "published" in args.parts:
+        found = benchmarks.benchmarks()
+        write_table(args.out / "bench-published.csv", found)
+        wide = _by_split(found, ["protocol", "model"])
+        wide = wide.assign(seconds=found.groupby(["protocol", "model"])["seconds"].median()).reset_index()
+        formats = ("", "", *[".4f"] * (len(wide.columns) - 3), ".1f")
+        _print("RMSE (stars) on each split", _markdown(wide, formats))
+        table = _markdown(benchmarks.beside(found), ("", "", ".4f", ".1f", ""))
+        _print("Published beside measured, by protocol", table)
     if "tuning" in args.parts:
         errors = accuracy.tuning(ratings, y_range=y_range)
         write_table(args.out / "bench-tuning.csv", errors)

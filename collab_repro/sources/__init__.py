@@ -1,6 +1,7 @@
 """Where ratings come from. The main modules can be read without this folder.
 
 - movielens: MovieLens 100K from a folder of the user's, from fastai's folders, from GroupLens or from PyPI.
+- larger: the other MovieLens sets, from ml-latest-small to ml-32m, by name.
 - own: the user's own ratings, from a table in a file; content: the text in it.
 - columns: which columns hold users, items and ratings.
 - checks: whether a model can be trained on ratings, and what to change if not.
@@ -12,6 +13,7 @@ Nothing here imports torch or fastai.
 """
 
 from .checks import check_ratings, check_split, tell_untrained
+from .larger import SETS, load_larger
 from .movielens import RatingsUnavailable, load_movielens
 from .notes import BadRatings
 from .own import SUFFIXES, load_own

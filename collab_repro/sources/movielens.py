@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from .files import write_whole
 
@@ -45,11 +46,14 @@ class RatingsUnavailable(RuntimeError):
     """There are no ratings. One line says what was tried, what went wrong and what to do."""
 
 
-def load_movielens(path: str | Path | None = None) -> pd.DataFrame:
+def load_movielens(
+    path: str | Path | None = None, users: bool = False, fold: int | None = None
+) -> pd.DataFrame:
     """MovieLens 100K, as `load_ratings` describes it, with `genres`. Raises `RatingsUnavailable`."""
+    wanted = users, fold
     if path := path or os.environ.get(VARIABLE):
         try:
-            return _read_folder(Path(path).expanduser(), f"MovieLens 100K from the folder {path}")
+            return _read_folder(Path(path).expanduser(), f"MovieLens 100K from the folder {path}", *wanted)
         except (OSError, ValueError) as error:
             remedy = "give the folder that holds ml-100k/, freshly unpacked from ml-100k.zip"
             for own in (Path(path), Path(path, "ratings.csv"), Path(path, "ratings.dat")):
@@ -57,19 +61,19 @@ def load_movielens(path: str | Path | None = None) -> pd.DataFrame:
                     remedy = f"other ratings than MovieLens 100K are read by load_ratings({str(own)!r})"
             raise RatingsUnavailable(f"{path}: {reason(error)}; {remedy}") from error
     with suppress(OSError, ValueError):  # where there is no intact copy, the next place is tried
-        return _read_folder(_fastai_path("data", "ml-100k"), "MovieLens 100K, unpacked by fastai")
+        return _read_folder(fastai_path("data", "ml-100k"), "MovieLens 100K, unpacked by fastai", *wanted)
     for archive in GROUPLENS, RECBOLE:
         with suppress(OSError, ValueError):
-            return archive.read(_fastai_path("archive", archive.file).read_bytes())
+            return archive.read(fastai_path("archive", archive.file).read_bytes(), *wanted)
     failures = []
     for place, archive in {"GroupLens": GROUPLENS, "RecBole 1.2.1 by pip": RECBOLE}.items():
         try:
             content = archive.fetch()
-            ratings = archive.read(content)
+            ratings = archive.read(content, *wanted)
         except (OSError, ValueError, http.client.HTTPException, subprocess.TimeoutExpired) as error:
             failures.append(f"{place}: {reason(error)}")
         else:
-            _keep(archive.file, content)
+            keep(archive.file, content)
             return ratings
     raise RatingsUnavailable(
         f"MovieLens 100K is not available. path= and {VARIABLE}: not given; fastai's folders: no intact "
@@ -93,12 +97,36 @@ def reason(error: Exception) -> str:
 # Reading the two formats; anything but the published ratings is a ValueError
 
 
-def _read_folder(folder: Path, source: str) -> pd.DataFrame:
+def _read_folder(folder: Path, source: str, users: bool, fold: int | None) -> pd.DataFrame:
     """The ratings in the folder that ml-100k.zip unpacks to, or in a folder that holds it."""
     if (folder / "ml-100k").is_dir():
         folder = folder / "ml-100k"
-    movies = _grouplens_movies((folder / "u.item").read_bytes())
-    return _merge((folder / "u.data").read_bytes(), movies, source)
+    return _read(lambda name: (folder / name).read_bytes(), GROUPLENS, source, users, fold)
+
+
+def _read(
+    read: Callable[[str], bytes], archive: "Archive", source: str, users: bool, fold: int | None
+) -> pd.DataFrame:
+    """The ratings in the files that `read` gives, named as in `archive`."""
+    data, item, user = archive.members
+    ratings = _merge(read(data), archive.movies(read(item)), source)
+    if users:
+        form = {"sep": "\t", "header": 0} if archive is RECBOLE else {"sep": "|", "header": None}
+        people = pd.read_csv(BytesIO(read(user)), names=["user", "age", "sex", "occupation", "zip"], **form)
+        people = people.set_index("user")[["age", "sex", "occupation"]]
+        if not set(ratings["user"]) <= set(people.index):
+            raise ValueError(f"not the published {user}: {len(people):,} users")
+        for column in people:
+            ratings[column] = ratings["user"].map(people[column])
+    if fold is not None:
+        if archive is RECBOLE:
+            raise ValueError(f"fold={fold}: the RecBole package has no folds, ml-100k.zip has")
+        test = pd.read_csv(BytesIO(read(f"u{fold}.test")), sep="\t", names=NUMBERS, dtype=np.int64)
+        keys = [frame["user"] * 10_000 + frame["movie"] for frame in (ratings, test)]
+        ratings["held_out"] = keys[0].isin(keys[1])
+        if len(test) != ratings["held_out"].sum() or len(test) != len(ratings) // 5:
+            raise ValueError(f"not the published u{fold}.test ({len(test):,} rows read)")
+    return ratings
 
 
 def _grouplens_movies(item: bytes) -> pd.DataFrame:
@@ -141,14 +169,19 @@ def frame_sha256(ratings: pd.DataFrame) -> str:
 # Fetching and keeping the two archives
 
 
-def _download() -> bytes:
-    """The content of ml-100k.zip, from GroupLens."""
-    body, deadline = bytearray(), time.monotonic() + DEADLINE
-    with urllib.request.urlopen(URL, timeout=TIMEOUT) as response:
-        while chunk := response.read1(1 << 16):
-            body += chunk
-            if len(body) > MAX_BYTES or time.monotonic() > deadline:
-                raise ValueError(f"not finished after {DEADLINE} seconds or {MAX_BYTES:,} bytes")
+def download(url: str, most: int) -> bytes:
+    """What is at `url`, `most` bytes at most, with a progress bar. Larger sets get a later deadline."""
+    body, seconds = bytearray(), DEADLINE * max(1, most // MAX_BYTES)
+    deadline = time.monotonic() + seconds
+    with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+        bar = {"total": int(response.headers.get("Content-Length") or 0) or None, "leave": False}
+        bar |= {"desc": url.rpartition("/")[2], "unit": "B", "unit_scale": True, "disable": None}
+        with tqdm(**bar) as progress:
+            while chunk := response.read1(1 << 16):
+                body += chunk
+                progress.update(len(chunk))
+                if len(body) > most or time.monotonic() > deadline:
+                    raise ValueError(f"not finished after {seconds} seconds or {most:,} bytes")
     return bytes(body)
 
 
@@ -167,29 +200,30 @@ def _pip_download() -> bytes:
 
 
 class Archive(NamedTuple):
-    """A zip file, two members of which hold the ratings and the movies."""
+    """A zip file, members of whose `folder` hold the ratings, the movies and the users."""
 
     file: str
     sha256: str
     fetch: Callable[[], bytes]
-    members: tuple[str, str]
+    folder: str
+    members: tuple[str, str, str]
     movies: Callable[[bytes], pd.DataFrame]
     source: str
 
-    def read(self, content: bytes) -> pd.DataFrame:
+    def read(self, content: bytes, users: bool = False, fold: int | None = None) -> pd.DataFrame:
         """The ratings in `content`. Raises ValueError, before opening it, for any other file."""
         if hashlib.sha256(content).hexdigest() != self.sha256:
             raise ValueError(f"{len(content):,} bytes that are not the published {self.file}")
         with zipfile.ZipFile(BytesIO(content)) as archive:
-            data, item = map(archive.read, self.members)
-        return _merge(data, self.movies(item), self.source)
+            return _read(lambda name: archive.read(self.folder + name), self, self.source, users, fold)
 
 
 GROUPLENS = Archive(
     "ml-100k.zip",
     "50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
-    _download,
-    ("ml-100k/u.data", "ml-100k/u.item"),
+    lambda: download(URL, MAX_BYTES),
+    "ml-100k/",
+    ("u.data", "u.item", "u.user"),
     _grouplens_movies,
     "MovieLens 100K, GroupLens' ml-100k.zip",
 )
@@ -197,13 +231,14 @@ RECBOLE = Archive(
     "recbole-1.2.1-py3-none-any.whl",
     "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
     _pip_download,
-    ("recbole/dataset_example/ml-100k/ml-100k.inter", "recbole/dataset_example/ml-100k/ml-100k.item"),
+    "recbole/dataset_example/ml-100k/",
+    ("ml-100k.inter", "ml-100k.item", "ml-100k.user"),
     _recbole_movies,
     "MovieLens 100K as the RecBole 1.2.1 package carries it",
 )
 
 
-def _fastai_path(folder: str, name: str) -> Path:
+def fastai_path(folder: str, name: str) -> Path:
     """Where fastai keeps `name` in its "data" or "archive" folder. Raises OSError for broken settings."""
     from fastcore.xtras import Config
 
@@ -215,10 +250,10 @@ def _fastai_path(folder: str, name: str) -> Path:
         raise OSError(f"fastai's config.ini can't be read: {error}") from error
 
 
-def _keep(name: str, content: bytes) -> None:
+def keep(name: str, content: bytes) -> None:
     """Save an archive where fastai looks for it, or warn."""
     try:
-        file = _fastai_path("archive", name)
+        file = fastai_path("archive", name)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, content)
     except OSError as error:

@@ -1,0 +1,171 @@
+"""Published RMSE of rating prediction, each with its protocol, beside what is measured here on the same one.
+
+Compare within one protocol only: 75/25, 80/20 and 90/10 leave more or less to learn from, a mean of users'
+own RMSEs is another measure, and GroupLens' fold u1 is harder than a random fifth.
+"""
+
+import sys
+import time
+from collections.abc import Iterable
+from contextlib import redirect_stderr
+from importlib.util import find_spec
+from io import StringIO
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+
+from ..data import RatingsUnavailable, load_ratings
+from ..further.classes import stars_learner, validated
+from ..further.columns import QUICK, SETTINGS, SPANS, columns_of, with_columns
+from ..sources import check_ratings
+from ..speed import big_batch
+from ..training import fit, learner
+from . import accuracy
+
+FOLD_1, FOLDS = "100K, GroupLens' fold u1", "100K, mean of GroupLens' five folds"
+FIFTHS, MILLION, TEN_MILLION = "100K, mean of random fifths", "1M, a random tenth", "10M, a random tenth"
+MYFM, RENDLE = "myFM's documentation", "Rendle et al., arXiv 1905.01395"
+GCMC = "Berg et al., arXiv 1706.02263"
+PUBLISHED = [
+    (FOLD_1, "myFM, ordered probit, all columns", 0.8808, MYFM),
+    (FOLD_1, "myFM, regression, all columns", 0.8833, MYFM),
+    (FOLD_1, "GHRS", 0.887, "Darban and Valipour, arXiv 2111.11293"),
+    (FOLD_1, "GLocal-K", 0.8889, "Han et al., CIKM 2021"),
+    (FOLD_1, "GC-MC, with features", 0.905, GCMC),
+    (FOLD_1, "GC-MC", 0.910, GCMC),
+    (FOLDS, "Surprise SVD++, defaults", 0.919, "Surprise's README"),
+    (FOLDS, "Surprise SVD, defaults", 0.934, "Surprise's README"),
+    (MILLION, "myFM, ordered probit, all columns", 0.8140, MYFM),
+    (MILLION, "myFM, regression, all columns", 0.8161, MYFM),
+    (MILLION, "GLocal-K", 0.8227, "Han et al., CIKM 2021"),
+    (TEN_MILLION, "timeSVD++ flipped", 0.7485, RENDLE),
+    (TEN_MILLION, "SVD++", 0.7563, RENDLE),
+    (TEN_MILLION, "Bayesian MF", 0.7633, RENDLE),
+    (TEN_MILLION, "SGD MF", 0.772, RENDLE),
+]
+STARS = {"bs": 512, "epochs": 8, "lr": 3e-3, "wd": 0.8}  # of the ordinal model with all columns
+COLUMNS = ["protocol", "split", "model", "rmse", "seconds"]
+
+
+def benchmarks(splits: Iterable[int] = range(3), folds: Iterable[int] = range(1, 6)) -> pd.DataFrame:
+    """RMSE (stars) measured on the protocols of `PUBLISHED` whose ratings are at hand, a row a split.
+
+    Columns: `COLUMNS`. Random fifth s is that of `accuracy`. The folds need GroupLens' own ml-100k, the
+    random tenth a kept ml-1m (10% from `default_rng(0)`); what isn't there is named on stderr.
+    """
+    ratings, rows = load_ratings(genres=True, users=True), []
+    for split in splits:
+        held = accuracy._fifth(len(ratings), split)[0]
+        rows += [(FIFTHS, f"fifth {split}", *row) for row in measured(ratings, held)]
+    try:
+        for fold in folds:
+            ratings = load_ratings(genres=True, users=True, fold=fold)
+            held = np.flatnonzero(ratings["held_out"])
+            rows += [(FOLDS, f"u{fold}", *row) for row in measured(ratings, held)]
+    except RatingsUnavailable as error:
+        print(f"{FOLDS}: left out, {error}", file=sys.stderr)
+    try:
+        ratings = load_ratings("ml-1m", genres=True, users=True)
+        held = np.random.default_rng(0).permutation(len(ratings))[: len(ratings) // 10]
+        rows += [(MILLION, "tenth 0", *row) for row in measured(ratings, held, large=True)]
+    except RatingsUnavailable as error:
+        print(f"{MILLION}: left out, {error}", file=sys.stderr)
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def measured(ratings: pd.DataFrame, held: np.ndarray, models: int = 10, large: bool = False) -> list[tuple]:
+    """(model, RMSE, seconds of fitting) of our models and of the peers installed; `held` are positions.
+
+    With `large`, single models in `big_batch`'s batches only.
+    """
+    stars, names = ratings["rating"].to_numpy(float)[held], columns_of(ratings)
+    movie = [name for name in ("raters", "genres", "year") if name in names]
+    own = accuracy.ENSEMBLE["settings"]
+    if large:
+        quick = big_batch(len(ratings) - len(held))
+        kinds = {
+            "one model, ids only": (1, None, quick),
+            "one model, raters, genres, year": (1, movie, quick),
+        }
+    else:
+        kinds = {
+            "one model, raters, genres, year": (1, movie, QUICK),
+            f"mean of {models}, ids only": (models, None, own),
+            "one model, all columns": (1, names, SETTINGS),
+            f"mean of {models}, all columns": (models, names, SETTINGS),
+        }
+    rows = []
+    for name, (n, columns, settings) in kinds.items():
+        model = {} if columns is None else {"model": with_columns(ratings, columns)}
+        made = {"bs": settings["bs"], "split": held, **model}
+        rows.append((name, *_fitted([learner(ratings, seed=s, **made) for s in range(n)], settings)))
+    if large:
+        return rows
+    for n in (1, models):
+        learns = [stars_learner(ratings, seed=s, columns=names, bs=512, split=held) for s in range(n)]
+        name = "one ordinal model, all columns" if n == 1 else f"mean of {n} ordinal models, all columns"
+        rows.append((name, *_fitted(learns, STARS)))
+    checked = check_ratings(ratings)
+    codes = np.stack([pd.factorize(checked[name])[0] for name in checked.columns[:2]], axis=1)
+    train = np.setdiff1d(np.arange(len(ratings)), held)
+    for name, (package, peer) in accuracy.PEERS.items():
+        if find_spec(package):
+            predicted, seconds = peer(codes[train], ratings["rating"].to_numpy(float)[train], codes[held])
+            rows.append((f"{name}, ids only", accuracy._rmse(predicted, stars), seconds))
+    if find_spec("myfm"):
+        rows.append(("myFM, rank 10, all columns", *_myfm_columns(ratings, held, names)))
+    return rows
+
+
+def _fitted(learns: list, settings: dict) -> tuple[float, float]:
+    started = time.perf_counter()
+    fit(learns, *(settings.get(name, accuracy.ENSEMBLE["settings"][name]) for name in ("epochs", "lr", "wd")))
+    seconds = time.perf_counter() - started
+    given = validated(learns)
+    if given.ndim == 2:
+        given = given @ learns[0].loss_func.stars.double().numpy()
+    return accuracy._rmse(given, learns[0].dls.valid.tensors[1].double().numpy()[:, 0]), seconds
+
+
+def _myfm_columns(ratings: pd.DataFrame, held: np.ndarray, names: list[str]) -> tuple:
+    """RMSE and seconds of myFM with the bags, values and spans of time that our models get."""
+    from myfm import MyFMRegressor, RelationBlock
+
+    learn = learner(ratings, with_columns(ratings, dict.fromkeys(names, 1.0)), split=held)
+    model, sides = learn.model, []
+    for bags in (model.user_bags, model.movie_bags):
+        starts = np.append(bags.rows_starts, len(bags.rows_index))
+        entries = sparse.csr_matrix((bags.rows_weights.numpy(), bags.rows_index.numpy(), starts))
+        entries.resize(len(bags.rows_starts), len(bags.table))
+        sides.append(sparse.hstack([sparse.identity(entries.shape[0]), entries]).tocsr().astype(float))
+
+    def told(dl) -> tuple:
+        x, y = dl.rows(torch.arange(dl.n))
+        spans = np.zeros(dl.n, int) if model.clock is None else model.clock.span(x).numpy()
+        main = sparse.csr_matrix((np.ones(dl.n), (np.arange(dl.n), spans)), shape=(dl.n, SPANS + 1))
+        blocks = [RelationBlock(x[:, side].numpy(), sides[side]) for side in (0, 1)]
+        return main, blocks, y[:, 0].double().numpy()
+
+    shapes = [SPANS + 1, *(n for ids, all_ in (side.shape for side in sides) for n in (ids, all_ - ids))]
+    started = time.perf_counter()
+    fm, (main, blocks, y) = MyFMRegressor(rank=10, random_seed=0), told(learn.dls.train)
+    with redirect_stderr(StringIO()):  # its progress bar cannot be turned off
+        fm.fit(main, y, X_rel=blocks, n_iter=200, n_kept_samples=190, group_shapes=shapes)
+    seconds = time.perf_counter() - started
+    main, blocks, y = told(learn.dls.valid)
+    return accuracy._rmse(fm.predict(main, blocks), y), seconds
+
+
+def beside(found: pd.DataFrame) -> pd.DataFrame:
+    """`benchmarks`' means beside `PUBLISHED`: protocol, model, rmse, seconds, source; best first in each."""
+    extra = found[found["split"] == "u1"].assign(protocol=FOLD_1)
+    found = (
+        pd.concat([found, extra]).groupby(["protocol", "model"], as_index=False)[["rmse", "seconds"]].mean()
+    )
+    listed = pd.DataFrame(PUBLISHED, columns=["protocol", "model", "rmse", "source"])
+    both = pd.concat([found.assign(source="measured here"), listed])
+    order = {name: n for n, name in enumerate((FIFTHS, FOLD_1, FOLDS, MILLION, TEN_MILLION))}
+    both = both.sort_values(["protocol", "rmse"], key=lambda c: c.map(order) if c.name == "protocol" else c)
+    return both[["protocol", "model", "rmse", "seconds", "source"]].reset_index(drop=True)

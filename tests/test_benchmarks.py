@@ -1,0 +1,69 @@
+"""Published beside measured: the protocols hold out what they say, and nothing is compared across them."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from collab_repro.__main__ import main
+from collab_repro.bench import accuracy, benchmarks
+from collab_repro.data import RatingsUnavailable
+
+
+@pytest.fixture
+def no_peers(monkeypatch):
+    monkeypatch.setattr(benchmarks, "find_spec", lambda name: None)
+
+
+def test_each_model_is_measured_on_the_held_out_rows(planted, no_peers):
+    held = accuracy._fifth(len(planted), 0)[0]
+    found = pd.DataFrame(benchmarks.measured(planted, held, models=2), columns=["model", "rmse", "seconds"])
+    assert list(found["model"]) == [
+        "one model, raters, genres, year",
+        "mean of 2, ids only",
+        "one model, all columns",
+        "mean of 2, all columns",
+        "one ordinal model, all columns",
+        "mean of 2 ordinal models, all columns",
+    ]
+    stars = planted["rating"].to_numpy(float)
+    uninformed = np.sqrt(np.mean((stars[held] - np.delete(stars, held).mean()) ** 2))
+    assert (found["rmse"] < uninformed).all() and (found["rmse"] > 0.3).all() and (found["seconds"] > 0).all()
+    large = benchmarks.measured(planted, held, large=True)
+    assert [name for name, *_ in large] == ["one model, ids only", "one model, raters, genres, year"]
+
+
+def test_protocols_hold_out_what_they_say_and_missing_sets_are_named(monkeypatch, capsys):
+    whole, seen = pd.DataFrame({"rating": range(1000)}), []
+
+    def load(name="ml-100k", fold=None, **_):
+        if name == "ml-1m":
+            raise RatingsUnavailable("no ml-1m here")
+        return whole if fold is None else whole.assign(held_out=whole.index % 5 == fold - 1)
+
+    def measured(ratings, held, large=False):
+        seen.append(held)
+        return [("ours", float(len(seen)), 1.0)]
+
+    monkeypatch.setattr(benchmarks, "load_ratings", load)
+    monkeypatch.setattr(benchmarks, "measured", measured)
+    found = benchmarks.benchmarks(splits=[0, 1])
+    assert list(found["split"]) == ["fifth 0", "fifth 1", "u1", "u2", "u3", "u4", "u5"]
+    assert set(seen[0]) == set(np.random.default_rng(0).permutation(1000)[:200])
+    assert list(seen[3]) == list(range(1, 1000, 5))
+    assert "1M, a random tenth: left out, no ml-1m here" in capsys.readouterr().err
+    both = benchmarks.beside(found)
+    ours = both[both["source"] == "measured here"].set_index("protocol")["rmse"]
+    assert ours.to_dict() == {benchmarks.FIFTHS: 1.5, benchmarks.FOLD_1: 3, benchmarks.FOLDS: 5}
+    assert len(both) == len(benchmarks.PUBLISHED) + 3
+    for _, rows in both.groupby("protocol", sort=False):
+        assert rows["rmse"].is_monotonic_increasing
+
+
+def test_the_command_prints_both_tables(monkeypatch, tmp_path, capsys):
+    rows = [(benchmarks.FIFTHS, "fifth 0", "ours", 0.9, 1.0), (benchmarks.FOLDS, "u1", "ours", 0.88, 1.0)]
+    frame = pd.DataFrame(rows, columns=benchmarks.COLUMNS)
+    monkeypatch.setattr(benchmarks, "benchmarks", lambda: frame)
+    assert main(["bench", "--data", "synthetic", "--parts", "published", "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "| 100K, GroupLens' fold u1" in out and "measured here" in out and "GHRS" in out
+    assert pd.read_csv(tmp_path / "bench-published.csv").shape == (2, 5)

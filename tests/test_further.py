@@ -1,0 +1,284 @@
+"""More columns and ratings as classes: what the models know, and from which rows; what judges them."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from fastai.collab import CollabDataLoaders
+from fastai.tabular.core import TabDataLoader
+from scipy import sparse
+
+from collab_repro import BadRatings, fit, learner, predict, with_columns
+from collab_repro.further import classes, columns, figures
+from collab_repro.further.classes import HEADS, judge, reliability, stars_learner, validated
+
+ALL = tuple(columns.COLUMNS)
+
+
+@pytest.fixture(scope="module")
+def told(few):
+    """`few` with a column of every kind; each is a function of the user or of the title."""
+    user, movie = few["user"], few["movie"]
+    return few.assign(
+        title=few["title"] + " (" + (1950 + movie).astype(str) + ")",
+        genres=np.where(movie % 2, "Drama|War", "Comedy"),
+        age=20 + user,
+        sex=np.where(user % 3, "F", "M"),
+        occupation="job " + (user % 4).astype(str),
+    )
+
+
+@pytest.fixture(scope="module")
+def fitted(told):
+    """A Learner with all columns but the time, and one with the time, after an epoch."""
+    learns = [learner(told, with_columns(told, names, 4), seed=1) for names in (ALL[:-1], ALL)]
+    fit(learns, 1, wd=0.2, processes=1)
+    return learns
+
+
+@pytest.fixture(scope="module")
+def starred(told):
+    """A Learner for each head, after a few epochs."""
+    learns = {head: stars_learner(told, head, seed=1, n_factors=4) for head in HEADS}
+    fit(learns.values(), 5, lr=0.02, processes=1)
+    return learns
+
+
+def test_sums_of_bags_have_the_derivative_of_pytorchs_own():
+    torch.manual_seed(0)
+    entries = sparse.random(7, 5, 0.2, format="csr", random_state=0)
+    bags = columns.Bags(entries, 3)
+    dense = torch.tensor(entries.toarray(), dtype=torch.float32)
+    given = torch.randn(7, 3)
+    bags().backward(given)
+    assert torch.allclose(bags(), dense @ bags.table) and (entries.getnnz(axis=1) == 0).any()
+    assert torch.allclose(bags.table.grad, dense.T @ given, atol=1e-6)
+    own = bags.table.detach().requires_grad_()
+    index, starts, weights = (getattr(bags, f"rows_{part}") for part in ("index", "starts", "weights"))
+    F.embedding_bag(index, own, starts, mode="sum", per_sample_weights=weights).backward(given)
+    assert torch.allclose(own.grad, bags.table.grad, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # stock fastai's loader
+@pytest.mark.parametrize("dl_type", [None, TabDataLoader])
+def test_held_out_rows_enter_neither_bags_nor_counts(told, dl_type):
+    if dl_type:
+        dls = CollabDataLoaders.from_df(told, item_name="title", seed=1, bs=64, dl_type=dl_type)
+    else:
+        dls = learner(told, seed=1).dls
+    model = with_columns(told, ["raters", "rated"], 4)(dls)
+    training = told.iloc[dls.train.dataset.items.index]
+    assert len(training) == len(told) * 4 // 5
+    for bags, own, other, name in (
+        (model.movie_bags, "title", "user", "raters"),
+        (model.user_bags, "user", "title", "rated"),
+    ):
+        sizes = training.groupby(own)[other].nunique()
+        for row, key in enumerate(dls.classes[own]):
+            start, *end = bags.rows_starts[row : row + 2].tolist()
+            part = slice(start, end[0] if end else None)
+            who = {dls.classes[other][i] for i in bags.rows_index[part].tolist()}
+            assert who == set(training.loc[training[own] == key, other])
+            if who:
+                weight = columns.COLUMNS[name] / sizes[key] ** 0.5
+                assert torch.allclose(bags.rows_weights[part], torch.tensor(weight, dtype=torch.float32))
+
+
+@pytest.mark.filterwarnings("ignore:.*rows repeat a pair")
+def test_what_a_held_out_row_says_changes_nothing(told, fitted):
+    held = fitted[0].dls.valid.dataset.items.index
+    other = told.copy()
+    other.loc[held, "rating"] = 6 - other.loc[held, "rating"]
+    other.loc[held, "user"] = other.loc[held, "user"].to_numpy()[::-1]  # other people rated these films
+    learn = learner(other, with_columns(other, ("raters", "rated"), 4), seed=1)
+    same = learner(told, with_columns(told, ("raters", "rated"), 4), seed=1)
+    for ours, theirs in zip(learn.model.buffers(), same.model.buffers(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_each_column_can_be_on_alone_and_moves_the_predictions(told):
+    plain = learner(told, with_columns(told, (), 4), seed=1)
+    for name in ALL:
+        learn = learner(told, with_columns(told, [name], 4), seed=1)
+        extra = {
+            k: v
+            for k, v in dict(learn.model.named_parameters()).items()
+            if k not in ("users.weight", "movies.weight")
+        }
+        assert len(extra) == 1, name
+        x = learn.dls.train.rows(torch.arange(50))[0]
+        before = learn.model(x)
+        with torch.no_grad():
+            next(iter(extra.values())).add_(0.5)
+        assert not torch.allclose(before, learn.model(x)), name
+    assert len(dict(plain.model.named_parameters())) == 2
+
+
+def test_values_of_a_column():
+    text = columns._values(pd.Series(["a|b", "b", None]), None).toarray()
+    assert np.allclose(text, [[0.5**0.5, 0.5**0.5], [0, 1], [0, 0]])
+    number = columns._values(pd.Series([1990.0, 1991, 2010, np.nan]), 3.0).toarray()
+    assert np.allclose((number**2).sum(axis=1), [1, 1, 1, 0])
+    near, far = number[0] @ number[1], number[0] @ number[2]
+    assert near > 0.9 and far < 0.01
+
+
+def test_folded_predicts_the_same(told, fitted):
+    learn, timed = fitted
+    assert np.isfinite(learn.recorder.values[-1]).all() and np.isfinite(timed.recorder.values[-1]).all()
+    own = validated([learn])
+    rows = learn.dls.valid.dataset.items.index
+    with pytest.raises(ValueError, match="'time' can't be folded"):
+        timed.model.folded()
+    columned, learn.model = learn.model, learn.model.folded()
+    assert np.allclose(predict(learn, told.loc[rows], unknown="average"), own, atol=1e-5)
+    learn.model = columned
+
+
+def test_time_is_looked_up_by_the_pair(told, fitted):
+    clock = fitted[1].model.clock
+    dls = fitted[1].dls
+    x = dls.valid.rows(torch.arange(30))[0]
+    rows = told.loc[dls.valid.dataset.items.index[:30]]
+    times = rows["timestamp"].to_numpy(float)
+    first, last = told["timestamp"].min(), told["timestamp"].max()
+    spans = torch.tensor(1 + (times - first) * columns.SPANS // (last - first + 1)).long()
+    assert torch.equal(clock(x), clock.weight * clock.table(spans))
+    unrated = torch.tensor([[0, 0]])
+    assert (clock(unrated) == 0).all()
+
+
+def test_the_columns_found_are_those_that_are_there(few, told):
+    assert columns.columns_of(told) == list(ALL)
+    untold = few[["user", "rating"]].assign(title="film " + few["movie"].astype(str))
+    assert columns.columns_of(untold) == ["raters", "rated"]
+
+
+def test_titles_may_be_categories_and_ids_integers(told):
+    """As in the larger sets, and in ratings without titles."""
+    text = with_columns(told, ("genres", "year"), 4)(learner(told, seed=1).dls)
+    category = told.assign(title=told["title"].astype("category"), genres=told["genres"].astype("category"))
+    same = with_columns(category, ("genres", "year"), 4)(learner(category, seed=1).dls)
+    for ours, theirs in zip(text.buffers(), same.buffers(), strict=True):
+        assert torch.equal(ours, theirs)
+    numbers = told.drop(columns="title").assign(year=1950.0 + told["movie"])
+    learn = learner(numbers, with_columns(numbers, ALL, 4), seed=1, item_name="movie")
+    bags, movies = learn.model.movie_bags, learn.dls.classes["movie"]
+    assert (
+        len(bags.rows_starts) == len(movies) and torch.isfinite(learn.model(learn.dls.one_batch()[0])).all()
+    )
+
+
+def test_bad_columns_are_one_clear_line(few, told):
+    for names, words in (
+        (["genre"], "no column 'genre' is known here; choose from"),
+        (["genres"], "the ratings have no column 'genres': leave 'genres' out, or see"),
+        (["age"], "no column 'age'"),
+    ):
+        with pytest.raises(BadRatings, match=words):
+            with_columns(few, names)
+    with pytest.raises(BadRatings, match="no column 'timestamp': leave 'time' out"):
+        with_columns(told.drop(columns="timestamp"), ["time"])
+    with pytest.raises(ValueError, match="no head 'cardinal': choose from"):
+        stars_learner(told, "cardinal")
+    with pytest.raises(ValueError, match="takes no columns"):
+        stars_learner(told, "logits for each star", columns=["genres"])
+
+
+def test_every_head_gives_probabilities_and_learns(starred):
+    for head, learn in starred.items():
+        stars = learn.loss_func.stars.numpy()
+        assert list(stars) == [1, 2, 3, 4, 5]
+        given = validated([learn])
+        assert given.shape == (256, 5) and np.allclose(given.sum(axis=1), 1, atol=1e-4), head
+        rated = learn.dls.valid.tensors[1][:, 0].numpy()
+        shares = np.bincount(learn.dls.train.tensors[1][:, 0].int(), minlength=6)[1:] / 1024
+        found = judge(given, stars, rated)
+        uninformed = -np.log(shares[rated.astype(int) - 1]).mean()
+        assert found["log_loss"] < uninformed + 0.1, head
+        assert found["log_loss"] == pytest.approx(
+            F.nll_loss(torch.tensor(given).log(), torch.tensor(rated - 1).long()).item()
+        )
+
+
+def test_cut_points_are_in_order_and_start_at_the_shares(told, starred):
+    fresh = stars_learner(told, "ordinal", seed=1, n_factors=4)
+    rated = fresh.dls.train.tensors[1][:, 0].numpy()
+    with torch.no_grad():
+        fresh.model.moves.weight.zero_()
+        cuts = fresh.model.cuts(torch.tensor([3]))[0]
+        for user in (0, 5, 9):
+            own = starred["ordinal, cut points of each user"].model.cuts(torch.tensor([user]))[0]
+            assert (own.diff() > 0).all()
+        one, other = starred["ordinal, cut points of each user"].model.cuts(torch.tensor([1, 2]))
+        same, too = starred["ordinal"].model.cuts(torch.tensor([1, 2]))
+    assert np.allclose(cuts.sigmoid(), [(rated <= star).mean() for star in (1, 2, 3, 4)], atol=1e-5)
+    assert not torch.equal(one, other) and torch.equal(same, too)
+
+
+def test_ordinal_is_the_difference_of_sigmoids(starred):
+    model = starred["ordinal"].model
+    x = starred["ordinal"].dls.valid.rows(torch.arange(20))[0]
+    with torch.no_grad():
+        score = classes.SCORE * model.score(x).view(-1)
+        below = [(cut - score).sigmoid() for cut in model.cuts(x[:1, 0])[0]]
+        three = (below[2] - below[1]).log()
+        assert torch.allclose(model(x)[:, 2], three, atol=1e-4)
+
+
+def test_judge_by_hand():
+    stars, rated = np.array([1.0, 2, 3]), np.array([1.0, 3, 3, 2])
+    given = np.array([[0.8, 0.1, 0.1], [0.1, 0.2, 0.7], [0.45, 0.1, 0.45], [0.2, 0.6, 0.2]])
+    found = judge(given, stars, rated)
+    expected = np.array([1.3, 2.6, 2.0, 2.0])
+    assert found["rmse"] == pytest.approx(np.sqrt(np.mean((expected - rated) ** 2)))
+    assert found["mae"] == pytest.approx((0 + 0 + 1 + 0) / 4)  # medians 1, 3, 2, 2
+    assert found["accuracy"] == 0.75
+    assert found["log_loss"] == pytest.approx(-np.log([0.8, 0.7, 0.45, 0.6]).mean())
+    assert found["calibration"] == pytest.approx((0.2 + 0.3 + 0.45 + 0.4) / 4)
+    plain = judge(np.array([1.2, 2.4, 3.3, 1.9]), stars, rated)
+    assert plain["accuracy"] == 0.75 and np.isnan(plain["log_loss"]) and np.isnan(plain["calibration"])
+    table = reliability(np.array([0.05, 0.55, 0.5, 1.0]), np.array([0, 1, 0, 1]))
+    assert table["rows"].tolist() == [1, 2, 1] and table["share"].tolist() == [0, 0.5, 1]
+
+
+def test_fit_in_processes_gives_the_same(told):
+    def made():
+        return [learner(told, with_columns(told, n_factors=4), seed=s) for s in (0, 1)] + [
+            stars_learner(told, seed=s, n_factors=4) for s in (0, 1)
+        ]
+
+    apart, together = made(), made()
+    fit(apart, 1, processes=1)
+    fit(together, 1, processes=2)
+    for one, other in zip(apart, together, strict=True):
+        for ours, theirs in zip(one.model.parameters(), other.model.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_figures_show_their_tables():
+    effects = pd.DataFrame({"mean": [-0.2, 0.1], "low": [-0.3, -0.1], "high": [-0.1, 0.3]}, ["raters", "sex"])
+    ax = figures.plot_effects(effects)
+    full, hollow, _ = ax.lines
+    assert full.get_xdata() == [-0.2] and hollow.get_xdata() == [0.1]
+    assert hollow.get_markerfacecolor() == "none" != full.get_markerfacecolor()
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["raters", "sex"]
+    assert full.get_ydata() > hollow.get_ydata(), "the first row is on top"
+
+    gain = pd.DataFrame(
+        {"ids only": [1.1, 0.9], "all": [1.0, 0.8], "rows": [20, 3000]}, ["none", "1 or more"]
+    )
+    ax = figures.plot_gain(gain)
+    assert [list(line.get_ydata()) for line in ax.lines] == [[1.1, 0.9], [1.0, 0.8]]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["none\n20", "1 or more\n3,000"]
+
+    table = reliability(np.array([0.05, 0.55, 0.95]), np.array([0, 1, 1]))
+    axes = figures.plot_reliability({"one": table, "two, own": table})
+    assert len(axes) == 2 and axes[1].get_title(loc="left") == "two,\nown"
+    assert np.allclose(axes[0].collections[0].get_offsets(), table[["probability", "share"]])
+
+    cuts = np.array([[-1.0, 0, 2], [-2.0, -1, 0]])
+    ax = figures.plot_cut_points(cuts, ["ada", "bob"])
+    ends = np.array([bar.get_x() + bar.get_width() for bar in ax.patches]).reshape(4, 2)
+    assert np.allclose(ends[:3].T, cuts)
