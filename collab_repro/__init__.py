@@ -25,7 +25,7 @@ import warnings
 from importlib import import_module
 
 _MODULE_OF = {
-    "data": ["RatingsUnavailable", "load_ratings"],
+    "data": ["load_ratings"],
     "loader": ["RatingsDL"],
     "models": ["CollabNN", "DotProduct", "DotProductBias", "DotProductBiasParams", "copy_weights"],
     "training": ["FastLoop", "FusedAdam", "curve", "fit", "learner"],
@@ -34,7 +34,7 @@ _MODULE_OF = {
     "comparison": ["compare", "same_start"],
     "interpret": ["factor_pca", "movie_bias", "movie_factors", "similar_movies"],
     "plots": ["plot_bias", "plot_curves", "plot_difference", "plot_factors"],
-    "sources": ["BadRatings", "check_ratings", "planted_ratings"],
+    "sources": ["BadRatings", "RatingsUnavailable", "check_ratings", "planted_ratings"],
     "evidence.diagnosis": ["diagnose"],
     "evidence.eight_runs": ["against_the_book", "reproduce"],
     "speed.batches": ["big_batch"],

@@ -13,7 +13,6 @@ from .training import EPOCHS, LR, WD, curve, fit, learner
 
 Models = Sequence[Callable[..., nn.Module]]
 BOTH = (DotProductBias, DotProductBiasParams)
-COLUMNS = ["data", "model", "seed", "epoch", "train_loss", "valid_loss", "seconds"]
 
 
 def learners(
@@ -21,8 +20,7 @@ def learners(
 ) -> dict[tuple[str, int], Learner]:
     """A Learner for each (model's name, seed), paired: a seed's models share split and batches.
 
-    `settings` go to `learner` (bs, n_factors, y_range, split, init, order, column names). Raises
-    ValueError for models of the same name.
+    `settings` go to `learner`. Raises ValueError for models of the same name.
     """
     if len({m.__name__ for m in models}) < len(models):
         raise ValueError(f"models need names that differ: {[m.__name__ for m in models]}")
@@ -78,16 +76,16 @@ class SameStart:
     curves: pd.DataFrame
 
     @classmethod
-    def of(cls, first: Learner, second: Learner, **labels) -> "SameStart":
-        """How two fitted Learners ended; `labels` become columns of the curves."""
+    def of(cls, first: Learner, second: Learner, data: str = "", seed: int = 0) -> "SameStart":
+        """How two fitted Learners ended; `data` and `seed` become columns of the curves."""
         losses = list(zip(first.recorder.losses, second.recorder.losses, strict=True))
         ours, theirs = tables(first.model), tables(second.model)
-        each = (curve(ln, model=type(ln.model).__name__, **labels) for ln in (first, second))
+        each = (curve(ln, data=data, model=type(ln.model).__name__, seed=seed) for ln in (first, second))
         return cls(
             steps=len(losses),
             equal_losses=sum(torch.equal(a, b) for a, b in losses),
             equal_tables={name: torch.equal(t, theirs[name].reshape(t.shape)) for name, t in ours.items()},
-            curves=pd.concat(each, ignore_index=True)[COLUMNS],
+            curves=pd.concat(each, ignore_index=True),
         )
 
     @property

@@ -5,15 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .sources import (
-    SETS,
-    SUFFIXES,
-    RatingsUnavailable,
-    load_larger,
-    load_movielens,
-    load_own,
-    planted_ratings,
-)
+from . import sources
 
 
 def load_ratings(
@@ -31,49 +23,43 @@ def load_ratings(
 
     - `path`, or else the folder that the environment variable COLLAB_REPRO_DATA names: a folder with
       `ml-100k/` in it as GroupLens ships it, or that folder itself. If one is given, nothing else is tried.
-    - the folders in which fastai and earlier runs keep downloads;
-    - GroupLens;
-    - the RecBole 1.2.1 wheel, fetched with pip.
-
-    A downloaded archive is kept in fastai's folder, where `untar_data(URLs.ML_100k)` finds it too.
+    - the folders in which fastai (`untar_data(URLs.ML_100k)`) and earlier runs keep downloads;
+    - GroupLens, and then the RecBole 1.2.1 wheel, fetched with pip.
 
     "ml-latest-small", "ml-1m", "ml-10m", "ml-20m", "ml-25m", "ml-32m": the other sets, from `path` or
-    COLLAB_REPRO_DATA (their zip, the folder it unpacks to, or a folder with one of them in it), from what an
-    earlier run kept, or from GroupLens. They have the same columns in narrower types, ratings with half stars
-    where the set has them, and titles as a category. Films that share a title are one item, as in the
-    chapter, unless `item_name="movie"` goes to `learner`.
-
+    COLLAB_REPRO_DATA (their zip or folder), from what an earlier run kept, or from GroupLens. They have the
+    same columns in narrower types, and titles as a category. Films that share a title are one item, as in
+    the chapter, unless `item_name="movie"` goes to `learner`.
     "synthetic": `planted_ratings()`, with the same columns.
 
     The path of a file: your own ratings, a table as text with any usual separator, also packed (.gz, .bz2,
-    .xz, .zip), or Parquet. What isn't certain is said or refused. `check_ratings` tells whether a model can
-    be trained on them.
+    .xz, .zip), or Parquet; see `check_ratings`.
 
-    `genres=True` keeps a column of MovieLens: the movie's `genres`, in GroupLens' words and order, like
-    "Animation|Children's|Comedy", which `.str.get_dummies()` takes apart. A file of yours must have such a
-    column then.
+    `genres=True` adds MovieLens' `genres`, like "Animation|Children's|Comedy", which `.str.get_dummies()`
+    takes apart; `users=True` adds `age`, `sex` and `occupation` (ml-100k and ml-1m). `fold` (1 to 5) is one
+    of GroupLens' own splits of ml-100k, where its archive is at hand: `held_out` marks its test rows.
 
     `.attrs` holds `name`, `source` (a sentence) and, for ml-100k, `duplicates` (how many rows repeat a user
     and title). Raises `RatingsUnavailable`; other ratings are never returned instead.
     """
-    if path and name != "ml-100k" and name not in SETS:
-        raise RatingsUnavailable(f"path= goes with MovieLens sets only: leave it out for {name!r}")
+    if path and name != "ml-100k" and name not in sources.SETS:
+        raise sources.RatingsUnavailable(f"path= goes with MovieLens sets only: leave it out for {name!r}")
     if users and name not in ("ml-100k", "ml-1m"):
-        raise RatingsUnavailable(f"users=True: {name!r} says nothing of its users, only ml-100k and ml-1m do")
+        raise sources.RatingsUnavailable(f"users=True: only ml-100k and ml-1m tell of users, not {name!r}")
     if fold is not None and (name != "ml-100k" or fold not in range(1, 6)):
-        raise RatingsUnavailable(f"fold={fold!r} of {name!r}: only 'ml-100k' has folds, 1 to 5")
+        raise sources.RatingsUnavailable(f"fold={fold!r} of {name!r}: only 'ml-100k' has folds, 1 to 5")
     if name == "ml-100k":
-        ratings = load_movielens(path, users, fold)
-    elif name in SETS:
-        ratings = load_larger(name, path, users)
+        ratings = sources.load_movielens(path, users, fold)
+    elif name in sources.SETS:
+        ratings = sources.load_larger(name, path, users)
     elif name == "synthetic":
-        ratings, _ = planted_ratings()
+        ratings, _ = sources.planted_ratings()
         ratings.attrs["source"] = "synthetic ratings, planted_ratings(seed=0)"
-    elif Path(name).suffix.lower() in SUFFIXES or Path(name).name != name or os.path.lexists(name):
-        ratings = load_own(name)
+    elif Path(name).suffix.lower() in sources.SUFFIXES or Path(name).name != name or os.path.lexists(name):
+        ratings = sources.load_own(name)
     else:
-        choices = ", ".join(map(repr, ["ml-100k", *SETS, "synthetic"])) + ", or the path of a file"
-        raise RatingsUnavailable(f"no ratings called {name!r}: give {choices}")
+        choices = ", ".join(map(repr, ["ml-100k", *sources.SETS, "synthetic"])) + ", or the path of a file"
+        raise sources.RatingsUnavailable(f"no ratings called {name!r}: give {choices}")
     if genres and "genres" not in ratings:
-        raise RatingsUnavailable(f"{name!r} has no column 'genres'; leave genres=True out")
-    return ratings if genres or name not in ("ml-100k", *SETS) else ratings.drop(columns="genres")
+        raise sources.RatingsUnavailable(f"{name!r} has no column 'genres'; leave genres=True out")
+    return ratings if genres or name not in ("ml-100k", *sources.SETS) else ratings.drop(columns="genres")

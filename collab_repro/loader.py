@@ -59,7 +59,6 @@ class TensorDL(TfmdDL):
         return super().new(dataset, cls, **{"shuffle_seed": self.shuffle_seed, **kwargs})
 
     def get_idxs(self) -> Tensor:
-        """This epoch's rows in the order of serving."""
         return self.draw(self.n, self.shuffle_seed, self.epoch_no) if self.shuffle else torch.arange(self.n)
 
     def sizes(self, n: int) -> list[int]:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from collab_repro.data import RatingsUnavailable, load_ratings
+from collab_repro import RatingsUnavailable, load_ratings
 from collab_repro.sources.notes import SAID
 from collab_repro.sources.planted import Truth, planted_ratings
 

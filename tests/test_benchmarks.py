@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from collab_repro import RatingsUnavailable
 from collab_repro.__main__ import main
 from collab_repro.bench import accuracy, benchmarks
-from collab_repro.data import RatingsUnavailable
 
 
 @pytest.fixture

@@ -179,7 +179,7 @@ def test_an_out_that_is_a_file_or_in_use_is_refused(tmp_path, capsys):
 
 def test_the_main_command_alone_falls_back_on_synthetic_ratings(tmp_path, monkeypatch, capsys, planted):
     monkeypatch.setenv("COLLAB_REPRO_DATA", str(tmp_path / "nowhere"))
-    monkeypatch.setattr("collab_repro.data.planted_ratings", lambda: (planted.copy(), None))
+    monkeypatch.setattr("collab_repro.sources.planted_ratings", lambda: (planted.copy(), None))
     assert main(["chapter", "--splits", "1", "--out", str(tmp_path / "a")]) == 2
     assert "nowhere" in capsys.readouterr().err
     assert main(["--seeds", "1", "--epochs", "1", "--out", str(tmp_path / "b")]) == 0

@@ -167,7 +167,7 @@ def test_with_rows_drawn_with_replacement_the_fingerprint_is_another(monkeypatch
         return torch.from_numpy(np.random.default_rng((seed, epoch)).integers(0, n, n))
 
     ratings, ends = planted_ratings(400, 600, 20_000)[0], []
-    for shuffled in (loader.shuffled, with_replacement):
-        monkeypatch.setattr("collab_repro.loader.shuffled", shuffled)
+    for draw in (loader.shuffled, with_replacement):
+        monkeypatch.setattr("collab_repro.loader.TensorDL.draw", staticmethod(draw))
         ends.append(compare(ratings, [DotProductBias], [0], epochs=2)["train_loss"].iloc[-1])
     assert ends[1] < ends[0] - 0.05

@@ -24,7 +24,7 @@ from fastai.data.external import URLs, fastai_cfg, untar_data
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from collab_repro.data import RatingsUnavailable, load_ratings
+from collab_repro import RatingsUnavailable, load_ratings
 from collab_repro.sources import files, movielens
 from collab_repro.sources.files import FileError, read_losses, write_table, write_whole
 from collab_repro.sources.movielens import GENRES, NUMBERS, frame_sha256

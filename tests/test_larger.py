@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from test_data import grouplens_files, packed, unpack
 
-from collab_repro.data import RatingsUnavailable, load_ratings
+from collab_repro import RatingsUnavailable, load_ratings
 from collab_repro.sources import check_ratings, larger, movielens
 
 FILMS = {
@@ -221,7 +221,7 @@ class TestHundredThousand:
             with pytest.raises(RatingsUnavailable, match=words):
                 load_ratings(path=folder, **options)
         for name, options, words in (
-            ("ml-20m", {"users": True}, "'ml-20m' says nothing of its users"),
+            ("ml-20m", {"users": True}, "tell of users, not 'ml-20m'"),
             ("ml-1m", {"fold": 1}, "only 'ml-100k' has folds"),
         ):
             with pytest.raises(RatingsUnavailable, match=words):

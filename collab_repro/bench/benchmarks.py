@@ -16,10 +16,10 @@ import pandas as pd
 import torch
 from scipy import sparse
 
-from ..data import RatingsUnavailable, load_ratings
+from ..data import load_ratings
 from ..further.classes import stars_learner, validated
 from ..further.columns import QUICK, SETTINGS, SPANS, columns_of, with_columns
-from ..sources import check_ratings
+from ..sources import RatingsUnavailable, check_ratings
 from ..speed import big_batch
 from ..training import fit, learner
 from . import accuracy

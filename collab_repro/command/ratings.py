@@ -5,8 +5,8 @@ import re
 
 import pandas as pd
 
-from ..data import RatingsUnavailable, load_ratings
-from ..sources import check_ratings
+from ..data import load_ratings
+from ..sources import RatingsUnavailable, check_ratings
 
 MANY = 500_000  # ratings from which on large batches are worth a hint
 OPTIONS = {  # what a message tells a reader of Python, and what it tells one of the command line
