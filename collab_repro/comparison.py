@@ -54,9 +54,8 @@ def compare(
 ) -> pd.DataFrame:
     """The chapter's models over many seeds, paired, as a tidy frame of curves.
 
-    Columns: data, model, seed, epoch (from 0), train_loss and valid_loss (MSE), seconds. For one seed
-    all models share the split and the batch order; initial weights differ as the models draw them.
-    Further arguments (epochs, lr, wd, ...) and errors are those of `train`.
+    Columns: data, model, seed, epoch (from 0), train_loss and valid_loss (MSE), seconds. A seed's models
+    differ in their initial weights alone. Further arguments (epochs, lr, wd, ...) are those of `train`.
     """
     learns = train(ratings, models, seeds, *args, **settings)
     return curves_of(learns, data=ratings.attrs.get("name", ""))
