@@ -15,10 +15,10 @@ The road, in reading order:
 
 Off the road: `sources` (where ratings come from; `check_ratings`, `BadRatings`, `planted_ratings`),
 `speed` (the same numbers sooner; `big_batch`), `evidence` (why it works and how sure one can be;
-`reproduce`, `against_the_book`, and `diagnose`, why your numbers are not the book's), `recommending`
-(`Learned`, `predict`, `fold_in`, `recommend`, `ranking`), `further` (the chapter's Further Research;
-`with_columns`, `stars_learner`), `bench` (what training costs) and `command` (the command line). Names
-load on first use: whoever does not train does not wait for fastai.
+`reproduce`, `against_the_book`, `diagnose`, why your numbers are not the book's, `plot_over_band`),
+`recommending` (`Learned`, `predict`, `fold_in`, `recommend`, `ranking`), `further` (the chapter's
+Further Research; `with_columns`, `stars_learner`), `bench` (what training costs) and `command` (the
+command line). Names load on first use: whoever does not train does not wait for fastai.
 """
 
 import warnings
@@ -37,6 +37,7 @@ _MODULE_OF = {
     "sources": ["BadRatings", "RatingsUnavailable", "check_ratings", "planted_ratings"],
     "evidence.diagnosis": ["diagnose"],
     "evidence.eight_runs": ["against_the_book", "reproduce"],
+    "evidence.figures": ["plot_over_band"],
     "speed.batches": ["big_batch"],
     "recommending.learned": ["Learned"],
     "recommending.predicting": ["predict"],

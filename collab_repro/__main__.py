@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     def batch(text: str) -> int | str:
         return text if text == "big" else positive(text)
 
-    ones_own = "a file with columns of users, items and ratings"
+    ones_own = "a file with columns of users, items and ratings, or another MovieLens set, as ml-1m"
     where = "where to write (default: results)"
     out = options("--out", type=Path, default=Path("results"), metavar="DIR", help=where)
     data = options("--data", metavar="NAME", help=f"ml-100k (default), synthetic, or {ones_own}")

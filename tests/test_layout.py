@@ -26,8 +26,9 @@ DOORS = {"data": {"sources"}, "training": {"sources", "speed"}, "plots": {"looks
 PUBLIC = """BadRatings CollabNN DotProduct DotProductBias DotProductBiasParams FastLoop FusedAdam Learned RUNS
     RatingsDL RatingsUnavailable against_the_book big_batch check_ratings compare copy_weights curve
     diagnose difference factor_pca fit fold_in learner load_ratings movie_bias movie_factors
-    planted_ratings plot_bias plot_curves plot_difference plot_factors predict published ranking
-    recommend reproduce same_start similar_movies stars_learner summary with_columns"""
+    planted_ratings plot_bias plot_curves plot_difference plot_factors plot_over_band predict
+    published ranking recommend reproduce same_start similar_movies stars_learner summary
+    with_columns"""
 PUBLIC = PUBLIC.split()
 
 
