@@ -61,7 +61,7 @@ def test_predict_takes_any_collection_of_models_and_no_doubled_column(pair, plan
     mean = (predict(pair[0], rows, "average") + predict(pair[1], rows, "average")) / 2
     for models in (pair, tuple(pair), dict(enumerate(pair)).values(), iter(pair)):
         assert np.allclose(predict(models, rows, "average"), mean)
-    with pytest.raises(ValueError, match="there is no model"):
+    with pytest.raises(ValueError, match="one model at least"):
         predict([], rows)
     with pytest.raises(ValueError, match="2 columns 'title'"):
         predict(pair[0], pd.concat([rows, rows[["title"]]], axis=1))

@@ -150,9 +150,9 @@ def test_time_is_looked_up_by_the_pair(told, fitted):
 
 
 def test_the_columns_found_are_those_that_are_there(few, told):
-    assert columns.columns_of(told) == list(ALL)
+    assert columns.columns_in(told) == list(ALL)
     untold = few[["user", "rating"]].assign(title="film " + few["movie"].astype(str))
-    assert columns.columns_of(untold) == ["raters", "rated"]
+    assert columns.columns_in(untold) == ["raters", "rated"]
 
 
 def test_titles_may_be_categories_and_ids_integers(told):

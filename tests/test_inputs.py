@@ -32,7 +32,7 @@ from collab_repro.command import ratings as command_ratings
 from collab_repro.command.ratings import at_command_line, ratings_for
 from collab_repro.evidence.eight_runs import run_learner
 from collab_repro.interpret import UnknownId, UnknownTitle
-from collab_repro.sources.columns import columns_of
+from collab_repro.sources.roles import columns_of
 
 USUAL = [
     "user,movie,rating,timestamp,title -> user,title,rating",

@@ -26,6 +26,7 @@ def alone(learns, epochs=2, lr=5e-3, wd=0.1):
 
 
 @pytest.mark.filterwarnings("ignore:Constructing a Categorical")  # fastai's way of finding the unknown
+@pytest.mark.filterwarnings("ignore:.*without a training row")
 @pytest.mark.parametrize(
     "settings, common, rare",
     [

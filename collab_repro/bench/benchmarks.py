@@ -18,7 +18,7 @@ from scipy import sparse
 
 from ..data import load_ratings
 from ..further.classes import stars_learner, validated
-from ..further.columns import QUICK, SETTINGS, SPANS, columns_of, with_columns
+from ..further.columns import QUICK, SETTINGS, SPANS, columns_in, with_columns
 from ..sources import RatingsUnavailable, check_ratings
 from ..speed import big_batch
 from ..training import fit, learner
@@ -80,7 +80,7 @@ def measured(ratings: pd.DataFrame, held: np.ndarray, models: int = 10, large: b
 
     With `large`, single models in `big_batch`'s batches only.
     """
-    stars, names = ratings["rating"].to_numpy(float)[held], columns_of(ratings)
+    stars, names = ratings["rating"].to_numpy(float)[held], columns_in(ratings)
     movie = [name for name in ("raters", "genres", "year") if name in names]
     own = accuracy.ENSEMBLE["settings"]
     if large:

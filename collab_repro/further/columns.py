@@ -179,7 +179,7 @@ def with_columns(
     does. Raises `BadRatings` for a column that isn't known or isn't there.
     """
     weights = dict(columns) if isinstance(columns, Mapping) else {name: COLUMNS.get(name) for name in columns}
-    there = columns_of(ratings)
+    there = columns_in(ratings)
     for name in weights:
         if name not in COLUMNS:
             raise BadRatings(f"no column {name!r} is known here; choose from {list(COLUMNS)}")
@@ -218,7 +218,7 @@ def with_columns(
     return model
 
 
-def columns_of(ratings: pd.DataFrame) -> list[str]:
+def columns_in(ratings: pd.DataFrame) -> list[str]:
     """The `COLUMNS` that `with_columns` finds in `ratings`."""
     there = {None, *ratings.columns}
     if "title" in there and _years(ratings["title"].unique()).notna().any():

@@ -3,7 +3,7 @@
 - movielens: MovieLens 100K from a folder of the user's, from fastai's folders, from GroupLens or from PyPI.
 - larger: the other MovieLens sets, from ml-latest-small to ml-32m, by name.
 - own: the user's own ratings, from a table in a file; content: the text in it.
-- columns: which columns hold users, items and ratings.
+- roles: which columns hold users, items and ratings.
 - checks: whether a model can be trained on ratings, and what to change if not.
 - notes: what these say, once.
 - planted: made-up ratings, and the biases and factors they were drawn from.

@@ -9,8 +9,8 @@ from unicodedata import normalize
 import numpy as np
 import pandas as pd
 
-from .columns import columns_of, is_named
 from .notes import BadRatings, note
+from .roles import columns_of, is_named
 
 Y_RANGE = (0, 5.5)  # the chapter's
 MISSING = {"null", "nan", "none", "nat", "n/a", "#n/a", "<na>", "na"}  # as programs write them

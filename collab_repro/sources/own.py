@@ -10,10 +10,10 @@ from pathlib import Path
 import pandas as pd
 from pandas.api.types import infer_dtype
 
-from .columns import is_named
 from .content import MAX_BYTES, Problem, content_of, text_in, unpacked
 from .movielens import RatingsUnavailable, reason
 from .notes import note
+from .roles import is_named
 
 SUFFIXES = ".csv", ".tsv", ".txt", ".dat", ".data", ".inter", ".gz", ".bz2", ".xz", ".zip", ".parquet"
 SEPARATORS = "\t", "::", ";", "|", ",", " "
