@@ -28,6 +28,7 @@ def test_compare_gives_each_learners_numbers_alone_in_a_row_for_each_model_seed_
     found = compare(few, seeds=[3, 8], epochs=2, **SMALL)
     columns = ["data", "model", "seed", "epoch", "train_loss", "valid_loss", "seconds"]
     assert list(found.columns) == columns and set(found["data"]) == {"synthetic"}
+    assert list(found.index) == list(range(len(found)))
     rows = []
     for model in BOTH:
         for seed in (3, 8):
@@ -76,6 +77,7 @@ def test_copied_weights_train_identically_to_the_bit(few, models):
     assert found.equal_tables == dict.fromkeys(names, True)
     assert "32 of 32 training losses and 4 of 4 final tables are equal to the bit" in str(found)
     assert set(found.curves["data"]) == {"synthetic"} and set(found.curves["seed"]) == {1}
+    assert list(found.curves.index) == [0, 1, 2, 3]
     first, second = (found.curves.loc[found.curves["model"] == m.__name__, "valid_loss"] for m in models)
     assert first.tolist() == second.tolist() and len(first) == 2
     alone = compare(few, models[:1], [1], epochs=2, **SMALL)["valid_loss"]
