@@ -28,7 +28,7 @@ from collab_repro.recommending.predicting import Together
 
 KINDS = {
     "bias": (DotProductBias, (0, 5.5)),
-    "no bias": (DotProduct, (0, 5.5)),
+    "no bias": (DotProduct, (-1, 7)),
     "no sigmoid": (DotProduct, None),
 }
 
@@ -72,12 +72,15 @@ def by_descent(learned, ratings, wd, bs):
         biases = torch.tensor(learned.movie_bias)[rows].double()
     stars, average, n = torch.tensor(ratings.to_numpy(float)), people.mean(0), learned.n_ratings.sum()
 
+    low, high = learned.y_range or (0, 5.5)
+
     def predicted(p):
         score = films @ p + biases
-        return score if learned.y_range is None else 5.5 * score.sigmoid()
+        return score if learned.y_range is None else low + (high - low) * score.sigmoid()
 
     slopes = torch.autograd.functional.jacobian(predicted, average)  # times two, by an error of one star
-    strength = wd / 2 * ((n / bs) ** 0.5 * (2 * slopes).square().sum(0).sqrt() + n * 1e-5)
+    star = (high - low) / 5.5
+    strength = wd / 2 * ((n / bs) ** 0.5 * (2 * star * slopes).square().sum(0).sqrt() + n * 1e-5)
     p = average.clone().requires_grad_()
     descent = torch.optim.LBFGS([p], max_iter=500, tolerance_change=1e-14, line_search_fn="strong_wolfe")
 
