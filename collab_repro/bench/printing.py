@@ -92,4 +92,5 @@ def _by_split(errors: pd.DataFrame, index: list[str]) -> pd.DataFrame:
 
 def _markdown(table: pd.DataFrame, formats: str | tuple[str, ...]) -> str:
     """A Markdown table with columns of numbers to the right, floats as `formats` say."""
-    return table.to_markdown(index=False, floatfmt=formats, numalign="right")
+    shown = table.astype(object).where(table.notna(), None)  # nothing where there is no number
+    return shown.to_markdown(index=False, floatfmt=formats, numalign="right", missingval="")
