@@ -92,5 +92,8 @@ def _by_split(errors: pd.DataFrame, index: list[str]) -> pd.DataFrame:
 
 def _markdown(table: pd.DataFrame, formats: str | tuple[str, ...]) -> str:
     """A Markdown table with columns of numbers to the right, floats as `formats` say."""
-    shown = table.astype(object).where(table.notna(), None)  # nothing where there is no number
+    gaps = [name for name in table if table[name].isna().any()]  # nothing stands where there is no number
+    shown = table.assign(
+        **{name: table[name].astype(object).where(table[name].notna(), None) for name in gaps}
+    )
     return shown.to_markdown(index=False, floatfmt=formats, numalign="right", missingval="")
