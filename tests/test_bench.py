@@ -130,7 +130,7 @@ def test_the_command_prints_its_tables_and_draws_cost_against_size(bench, tmp_pa
         ["ours", "0.9000", "1.0"],
         SCALE,
         ["100k", "100000", "943", "1664", "1024", "5", "0.08", "1.25e+06", "0.7", "0.75"],
-        ["1m", "1000000", "6040", "3706", "4096", "5", "0.4", "2.5e+06", "nan", "0.7"],
+        ["1m", "1000000", "6040", "3706", "4096", "5", "0.4", "2.5e+06", "", "0.7"],
     ]
     assert read_losses(tmp_path / "bench-scale.csv", SCALE)["bs"].tolist() == [1024, 4096]
     assert (tmp_path / "bench-scale.png").stat().st_size > 5_000
