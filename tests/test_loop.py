@@ -1,6 +1,7 @@
 """FastLoop gives the ordinary Learner's numbers to the bit, and fastai goes on as always."""
 
 import contextlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,15 @@ from fastai.optimizer import SGD, Adam
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from collab_repro import CollabNN, DotProduct, DotProductBias, DotProductBiasParams, FastLoop, FusedAdam
+from collab_repro import (
+    CollabNN,
+    DotProduct,
+    DotProductBias,
+    DotProductBiasParams,
+    FastLoop,
+    FusedAdam,
+    learner,
+)
 from collab_repro.loader import RatingsDL
 from collab_repro.models import FROM_SIZES
 from collab_repro.speed.loop import few_threads, unwrapped
@@ -320,3 +329,19 @@ def test_a_small_batch_gets_one_thread_and_the_users_setting_comes_back(work, in
             if error:
                 raise error
         assert torch.get_num_threads() == 2
+
+
+def test_the_bar_moves_within_an_epoch(few):
+    moves = []
+
+    class Noted(Callback):
+        order = FastLoop.order - 1
+
+        def before_train(self):
+            self.learn.progress.pbar = SimpleNamespace(update=moves.append, on_iter_end=lambda: None)
+
+    learn = learner(few, n_factors=4, bs=16)
+    learn.add_cb(Noted())
+    with learn.no_logging():
+        learn.fit_one_cycle(1)
+    assert moves[:3] == [25, 50, 64], "every 25 batches, and at the end"
