@@ -227,11 +227,10 @@ def test_the_list_of_notebook_06_follows_its_sliders(lab, browser, artefacts):
     )
     assert stars != "0" == page.locator(".widget-readout").first.inner_text()
     assert len(table.inner_text().splitlines()) == len(before.splitlines()) > 5
+    sliders = page.locator(".noUi-handle").count()  # before the film is added, which may be quick
     page.locator("input[placeholder='another film']").fill(before.splitlines()[1].split("\t")[1])
     page.keyboard.press("Enter")
-    page.wait_for_function(
-        "n => document.querySelectorAll('.noUi-handle').length > n", arg=page.locator(".noUi-handle").count()
-    )
+    page.wait_for_function("n => document.querySelectorAll('.noUi-handle').length > n", arg=sliders)
     page.screenshot(path=str(artefacts / "jupyterlab-sliders.png"))
     page.context.close()
 
