@@ -50,10 +50,10 @@ def diagnose(run: object, against: int | None = None) -> Diagnosis:
 
     - A fastai Learner on CollabDataLoaders, before or after fitting. The table has a row for each
       difference from the chapter's run that it is most like (or the run `against`): what was found, what the
-      chapter has, what that does to the final validation MSE, and the remedy. The effect is that on run 4,
-      as measured over ten paired seeds (mean and its 95 % interval; for the loader, on the run itself over
-      20 splits), at the measured value nearest to the one found. Nothing is trained or changed. What only
-      a fit shows (epochs, learning rate, schedule) is left out before one, and after `validate()`.
+      chapter has, its effect on the final validation MSE, and the remedy. The effect is that on run 4 (of
+      the loader, on the run itself), a mean over paired seeds with its 95 % interval, at the measured value
+      nearest to the one found. Nothing is trained or changed. What only a fit shows (epochs, learning rate,
+      schedule) is left out before one, and after `validate()`.
     - A table of losses: what fastai printed, as text or HTML, a DataFrame with train_loss and valid_loss,
       or a list of rows (train, valid). The table has the chapter's eight runs with both loaders, nearest
       first: `distance`, in standard deviations between splits (root mean square over the ten losses, their
@@ -76,12 +76,12 @@ def _of_learner(learn, against: int | None) -> Diagnosis:
     except TypeError as error:
         raise DiagnosisError(f"{error}; make them with CollabDataLoaders.from_df") from None
     effects = pd.read_csv(EFFECTS, dtype={"value": str}, keep_default_na=False)
-    columns = {"found": [], "the chapter's": [], "effect on valid_loss": [], "remedy": []}
-    for setting, *shown, remedy, value in findings:
-        effect = _effect(effects, setting, run.number if setting == "loader" else value)
-        for column, text in zip(columns.values(), (*shown, effect, remedy), strict=True):
-            column.append(text)
-    table = pd.DataFrame(columns, [setting for setting, *_ in findings], dtype=str)
+    rows = [
+        (*shown, _effect(effects, setting, run.number if setting == "loader" else value), remedy)
+        for setting, *shown, remedy, value in findings
+    ]
+    columns = ["found", "the chapter's", "effect on valid_loss", "remedy"]
+    table = pd.DataFrame(rows, [setting for setting, *_ in findings], columns, dtype=str)
     count = f"{len(table)} difference{'s' * (len(table) != 1)}" if len(table) else "No difference"
     yet = "" if fitted else " Epochs, learning rate and schedule show after a fit."
     return Diagnosis(f"{count} from the chapter's run {run.number} ({run.name}).{yet}", table)
@@ -176,13 +176,10 @@ def _of_losses(losses: np.ndarray) -> Diagnosis:
         raise DiagnosisError(f"the table has {len(losses)} epochs, and all of the chapter's runs have 5")
     apart = distances(losses, *spread())
     likely = np.exp(losses.size * (apart.min() ** 2 - apart**2) / 2)
-    columns = {
-        "run": [RUNS[run].name for run, _ in apart.index],
-        "loader": [LOADERS[replacement] for _, replacement in apart.index],
-        "distance": apart.round(2),
-        "probability": (likely / likely.sum()).round(3),
-    }
-    table = pd.DataFrame(columns).droplevel("replacement").rename_axis(None).iloc[np.argsort(apart)]
+    table = pd.DataFrame({"distance": apart.round(2), "probability": (likely / likely.sum()).round(3)})
+    table.insert(0, "run", [RUNS[run].name for run, _ in apart.index])
+    table.insert(1, "loader", [LOADERS[replacement] for _, replacement in apart.index])
+    table = table.droplevel("replacement").rename_axis(None).iloc[np.argsort(apart)]
     named = table[table["probability"] >= LIKELY]
     *first, last = sorted(set(named.index))
     runs = f"run {', '.join(map(str, first))} or {last}" if first else f"run {last}"
