@@ -7,6 +7,7 @@ import pandas as pd
 
 from ..interpret import UnknownTitle, suggest
 from ..sources import BadRatings
+from .learned import Learn
 from .predicting import Sides, Together, squash
 
 ADAM_EPS = 1e-5  # fastai's
@@ -14,7 +15,7 @@ STAR = 1 / 5.5  # the RMSE of the average user's predictions as a share of y_ran
 Stars = Mapping[object, float] | pd.Series
 
 
-def fold_in(learn: "Learner | Learned", ratings: Stars, wd: float = 0.1, bs: int = 64) -> pd.Series:  # noqa: F821
+def fold_in(learn: Learn, ratings: Stars, wd: float = 0.1, bs: int = 64) -> pd.Series:
     """The factors and bias of somebody new from their `ratings` alone, the films' tables as they are.
 
     `ratings`: stars by title, a dict or a Series. Returns float64 (k + 1,): the factors, numbered from 0,
@@ -96,19 +97,11 @@ def linear(side: Sides, rows: np.ndarray, person: np.ndarray) -> tuple[np.ndarra
     return predictions, ((predictions - low) * (high - predictions) / (high - low))[:, None] * films
 
 
-def lifts(
-    side: Sides,
-    rows: np.ndarray,
-    stars: np.ndarray,
-    person: np.ndarray,
-    wanted: np.ndarray,
-    wd: float = 0.1,
-    bs: int = 64,
-) -> np.ndarray:
-    """How much each rating raises the score of each title `wanted`, (n_wanted, n).
+def lifts(side: Sides, rows, stars, person, wanted, wd: float = 0.1, bs: int = 64) -> np.ndarray:
+    """How much each of somebody's ratings raises the score of each of the titles `wanted`, (n_wanted, n).
 
-    It is the score minus what it would be had that rating been left out of `fold`, by one Newton step from
-    `person`: exact where there is no sigmoid and the penalty is held.
+    `rows` and `stars` as in `fold`, `person` (d,) what it returned. The lift is the score minus what it would
+    be without that rating, by one Newton step: exact where there is no sigmoid and the penalty is held.
     """
     predictions, slopes = linear(side, rows, person)
     hessian = slopes.T @ slopes + np.diag(penalty(side, rows, wd, bs))

@@ -1,11 +1,9 @@
 """How well a model orders the titles that somebody has not seen: ranking is not rating."""
 
-from collections.abc import Iterable
-
 import numpy as np
 import pandas as pd
 
-from .learned import Learned
+from .learned import Learns
 from .predicting import Together, several
 from .unseen import seen_rows
 
@@ -13,7 +11,7 @@ CHUNK = 1 << 22  # predictions made at a time, so that memory does not grow with
 
 
 def ranking(
-    learn: "Learner | Learned | Iterable[Learner | Learned]",  # noqa: F821
+    learn: Learns,
     held: pd.DataFrame,
     k: int = 10,
     liked: float = 4,
