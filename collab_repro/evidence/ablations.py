@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..comparison import SameStart
 from ..models import N_FACTORS, Y_RANGE, DotProductBias, DotProductBiasParams, create_params, squash, tables
-from ..training import EPOCHS, LR, fit, learner
+from ..training import EPOCHS, fit, learner
 from .lookups import GatherScatter
 
 OUTCOMES = {
@@ -153,7 +153,6 @@ def ablate(
     changes: Iterable[Change] = CHANGES,
     seeds: Iterable[int] = range(3),
     epochs: int = EPOCHS,
-    lr: float = LR,
     wd: float = 0.2,
     bs: int = 512,
     n_factors: int = N_FACTORS,
@@ -166,21 +165,19 @@ def ablate(
     over seeds, and NaN where nothing was trained. Batches of 512 with `wd` .2 bring the unchanged models
     to the same loss as the chapter's 64 with .1, in an eighth of the steps.
     """
-    settings = {"epochs": epochs, "lr": lr, "wd": wd, "bs": bs, "n_factors": n_factors}
     seeds, changes = list(seeds), list(changes)
-    rows, unchanged = [], {}
-    for of in (E, P):
-        if any(c.of is of for c in changes):
-            unchanged[of] = _runs(ratings, of, None, seeds, **settings)
-            rows.append(("as in the chapter", of.__name__, "", "", *_losses(unchanged[of])))
-    for c in changes:
+    bases = [Change("as in the chapter", of, of, "") for of in (E, P) if any(c.of is of for c in changes)]
+    unchanged, rows = {}, []
+    for c in bases + changes:
         try:
-            runs = _runs(ratings, c.model, c.loss, seeds, **settings)
+            runs = _runs(ratings, c.model, c.loss, seeds, epochs, wd, bs, n_factors)
         except (RuntimeError, TypeError) as error:
             detail = shorten(f"{type(error).__name__}: {error}", 120, placeholder=" ...")
-            rows.append((c.change, c.of.__name__, "raises", detail, *[float("nan")] * 3))
+            found = "raises", detail, *[float("nan")] * 3
         else:
-            rows.append((c.change, c.of.__name__, _outcome(runs, unchanged[c.of]), "", *_losses(runs)))
+            base = unchanged.setdefault(c.of, runs)
+            found = "" if base is runs else _outcome(runs, base), "", *_losses(runs)
+        rows.append((c.change, c.of.__name__, *found))
     return pd.DataFrame(rows, columns=["change", "of", "outcome", "detail", "loss", "mse", "sd"])
 
 
@@ -191,13 +188,12 @@ class _Run:
     mse: float
 
 
-def _runs(ratings, model, loss, seeds, epochs, lr, wd, bs, n_factors) -> list[_Run]:
+def _runs(ratings, model, loss, seeds, epochs, wd, bs, n_factors) -> list[_Run]:
     """The model trained from each of `seeds`."""
-
-    def build(dls):
-        return model(*map(len, dls.classes.values()), n_factors)
-
-    learns = [learner(ratings, build, seed, bs=bs) for seed in seeds]
+    learns = [
+        learner(ratings, lambda dls: model(*map(len, dls.classes.values()), n_factors), seed, bs=bs)
+        for seed in seeds
+    ]
     initial = [{n: t.detach().clone() for n, t in tables(learn.model).items()} for learn in learns]
     for learn in learns:
         learn.loss_func = loss or learn.loss_func
@@ -208,7 +204,7 @@ def _runs(ratings, model, loss, seeds, epochs, lr, wd, bs, n_factors) -> list[_R
     first = learns[0].model
     together = len(tables(first)) == len(list(first.parameters()))  # else `fit` knows nothing of a table
     for part in [learns] if together else [[learn] for learn in learns]:
-        fit(part, epochs, lr, wd)
+        fit(part, epochs, wd=wd)
     return [_Run(learn, start, mse_by_row(learn)) for learn, start in zip(learns, initial, strict=True)]
 
 
