@@ -12,7 +12,6 @@ from collab_repro.bench import accuracy, benchmarks
 @pytest.fixture
 def no_peers(monkeypatch):
     monkeypatch.setattr(accuracy, "PEERS", {})
-    monkeypatch.setattr(benchmarks, "find_spec", lambda name: None)
 
 
 def test_each_model_is_measured_on_the_held_out_rows(planted, no_peers):

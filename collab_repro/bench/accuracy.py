@@ -30,10 +30,9 @@ def accuracy(
 ) -> pd.DataFrame:
     """RMSE (stars) on held-out rows, next to the libraries in `PEERS` that are installed.
 
-    Split s holds out the first fifth of `np.random.default_rng(s).permutation(n)`, by row. Columns:
-    model, split, rmse, seconds (of fitting). The settings of `ENSEMBLE` are those that `tuning` finds
-    best on split 0's training rows, and within .0002 of the best on the other two splits'. The settings
-    of the other libraries are fixed.
+    Split s holds out `fifth(n, s)`. Columns: model, split, rmse, seconds (of fitting). `ENSEMBLE`'s settings
+    are those that `tuning` finds best on split 0's training rows, and within .0002 of the best on the other
+    two splits'. The settings of the other libraries are fixed.
     """
     checked, peers, rows = check_ratings(ratings, y_range=y_range), installed(), []
     for split in splits:
@@ -89,7 +88,7 @@ def rmse(predicted: np.ndarray, stars: np.ndarray) -> float:
 
 
 def fifth(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A random fifth of `range(n)`, and the others in order."""
+    """The first fifth of `np.random.default_rng(seed).permutation(n)`, and the others in order."""
     held = np.random.default_rng(seed).permutation(n)[: n // 5]
     return held, np.setdiff1d(np.arange(n), held)
 

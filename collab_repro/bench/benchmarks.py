@@ -7,7 +7,6 @@ own RMSEs is another measure, and GroupLens' fold u1 is harder than a random fif
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
-from importlib.util import find_spec
 
 import numpy as np
 import pandas as pd
@@ -101,7 +100,7 @@ def measured(ratings: pd.DataFrame, held: np.ndarray, models: int = 10, large: b
             f"mean of {models} ordinal models, all columns": (models, stars, STARS),
         }
         peers = {f"{name}, ids only": peer for name, peer in installed().items()}
-        if find_spec("myfm"):
+        if "myFM, rank 10, ids only" in peers:
             peers["myFM, rank 10, all columns"] = lambda *_: _myfm_columns(ratings, held, names)
     ours = {name: partial(_fitted, held, n, make, **given) for name, (n, make, given) in kinds.items()}
     return list(judged(check_ratings(ratings), held, ours, peers))

@@ -49,15 +49,13 @@ def stock_learner(ratings: pd.DataFrame, seed: int = 0, y_range: YRange = Y_RANG
     return collab_learner(dls, n_factors=N_FACTORS, y_range=y_range)
 
 
-def hand_written(
-    dls: DataLoaders, epochs: int = 1, lr: float = LR, wd: float = WD, y_range: YRange = Y_RANGE
-) -> float:
+def hand_written(dls: DataLoaders, epochs: int = 1, y_range: YRange = Y_RANGE) -> float:
     """The same training as a plain PyTorch loop, the least that any Learner can cost: the final loss."""
     model, bs = DotProductBias(*map(len, dls.classes.values()), N_FACTORS, y_range), dls.train.bs
-    opt = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), eps=1e-5, weight_decay=wd, fused=True)
+    opt = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), eps=1e-5, weight_decay=WD, fused=True)
     (x, y), (valid_x, valid_y) = ((t.long() if i == 0 else t for i, t in enumerate(dl.tensors)) for dl in dls)
     steps, step = epochs * -(-len(x) // bs), 0
-    rates, moms = combined_cos(0.25, lr / 25, lr, lr / 1e5), combined_cos(0.25, 0.95, 0.85, 0.95)
+    rates, moms = combined_cos(0.25, LR / 25, LR, LR / 1e5), combined_cos(0.25, 0.95, 0.85, 0.95)
     for _ in range(epochs):
         order = torch.randperm(len(x))
         for xb, yb in zip(x[order].split(bs), y[order].split(bs), strict=True):

@@ -159,11 +159,10 @@ def ablate(
 ) -> pd.DataFrame:
     """Train every change over `seeds`, each on the same split and batches as the unchanged model.
 
-    The table has a row for each unchanged model, then a row for each change. Columns: change, of (the
-    model), outcome, detail (the exception), loss (final validation loss by the run's own loss function),
-    mse and sd (validation MSE where every row is predicted by itself; sd over seeds). Losses are means
-    over seeds, and NaN where nothing was trained. Batches of 512 with `wd` .2 bring the unchanged models
-    to the same loss as the chapter's 64 with .1, in an eighth of the steps.
+    A row for each unchanged model, then one for each change. Columns: change, of (the model), outcome,
+    detail (the exception), loss (final validation loss by the run's own loss function), mse and sd
+    (validation MSE of each row predicted by itself; sd over seeds). Losses are means over seeds, NaN where
+    nothing was trained. Batches of 512 with `wd` .2 end at the same loss as the chapter's 64 with .1.
     """
     seeds, changes = list(seeds), list(changes)
     bases = [Change("as in the chapter", of, of, "") for of in (E, P) if any(c.of is of for c in changes)]

@@ -44,26 +44,22 @@ class Diagnosis:
 
 
 def diagnose(run: object, against: int | None = None) -> Diagnosis:
-    """Why your numbers are not the book's: a verdict and a table.
+    """Why your numbers are not the book's: a verdict and a table. `run` is either of two.
 
-    `run` is either of two.
-
-    - A fastai Learner on CollabDataLoaders, before or after fitting. The table has a row for each
-      difference from the chapter's run that it is most like (or the run `against`): what was found, what the
-      chapter has, its effect on the final validation MSE, and the remedy. The effect is that on run 4 (of
-      the loader, on the run itself), a mean over paired seeds with its 95 % interval, at the measured value
-      nearest to the one found. Nothing is trained or changed. What only a fit shows (epochs, learning rate,
-      schedule) is left out before one, and after `validate()`.
+    - A fastai Learner on CollabDataLoaders, before or after fitting. A row for each difference from the
+      chapter's run that it is most like (or the run `against`): what was found, what the chapter has, its
+      effect on the final validation MSE, and the remedy. The effect is that on run 4 (of the loader, on the
+      run itself), a mean over paired seeds with its 95 % interval, at the measured value nearest to the one
+      found. Nothing is trained or changed. What only a fit shows (epochs, learning rate, schedule) is left
+      out before one, and after `validate()`.
     - A table of losses: what fastai printed, as text or HTML, a DataFrame with train_loss and valid_loss,
-      or a list of rows (train, valid). The table has the chapter's eight runs with both loaders, nearest
+      or a list of rows (train, valid). A row for each of the chapter's runs with both loaders, nearest
       first: `distance`, in standard deviations between splits (root mean square over the ten losses, their
       correlation taken into account), and `probability`, that the table is that run if it is one of them.
 
     Raises `DiagnosisError` for anything else.
     """
-    if hasattr(run, "dls"):
-        return _of_learner(run, against)
-    return _of_losses(pasted(run))
+    return _of_learner(run, against) if hasattr(run, "dls") else _of_losses(pasted(run))
 
 
 def _of_learner(learn, against: int | None) -> Diagnosis:

@@ -77,11 +77,11 @@ def reproduce(
 ) -> pd.DataFrame:
     """Train the chapter's `runs` on `splits` random splits each, and return all losses, one row an epoch.
 
-    Columns: data, run, model, split, epoch (from 0), train_loss, valid_loss (MSE). With `path`, the CSV
-    there grows as training goes on. Splits it already holds for ratings of the same content (`data_name`)
-    and number of epochs are not trained again, and rows of other data stay. `progress` is called with the
-    number of model-epochs each time some are done. `replacement` as in `run_learner`, `wd` for the runs with
-    .1 (the others have a tenth), `settings` of `learner`: `data` says what of these is not the chapter's.
+    Columns: data, run, model, split, epoch (from 0), train_loss, valid_loss (MSE). The CSV at `path` grows
+    as training goes on: splits it holds for ratings of the same content (`data_name`) and number of epochs
+    are not trained again, and rows of other data stay. `progress` is told how many model-epochs were done.
+    `replacement` as in `run_learner`, `wd` for the runs with .1 (the others have a tenth), `settings` of
+    `learner`: `data` says what of these is not the chapter's.
     Raises `FileError` when `path` holds anything else, `BadRatings`, `DivergedError`, OSError.
     """
     given, chapters = {"lr": lr, "wd": wd, **settings}, {"lr": LR, "wd": WD}

@@ -29,8 +29,8 @@ def plot_neighbours(near: pd.DataFrame, title: str = "", ax: Axes | None = None,
     at = np.arange(len(near))
     ax.hlines(at, 0, near[by], color="0.6", linewidth=1)
     ax.plot(near[by], at, color=looks.INK, marker="o", markersize=5, linestyle="")
+    small = {"color": looks.GREY, "fontsize": 7, "va": "center"} | looks.OFFSET
     for y, (value, count) in enumerate(zip(near[by], near["n_ratings"], strict=True)):
-        small = {"color": looks.GREY, "fontsize": 7, "va": "center"} | looks.OFFSET
         ax.annotate(f"{count:,} ratings", (value, y), (7, 0), **small)
     ax.set_yticks(at, looks.short_titles(near.index, 48), parse_math=False)
     ax.set_ylim(len(near) - 0.5, -0.5)
@@ -53,9 +53,9 @@ def plot_bias_vs_mean(
 ) -> Axes:
     """Each title's bias against its mean rating (stars), with the straight line fitted to them.
 
-    The `n` titles farthest from the line are labelled, half of them above it. All Series are by title;
-    titles that one of them lacks, or that have no rating, are left out. With `n_ratings`, a point's area
-    shows its number of ratings, and its distance from the line counts by the square root of that number.
+    All are by title; titles that one lacks, or without a rating, are left out. The `n` titles farthest from
+    the line are labelled, half of them above it. With `n_ratings`, a point's area shows its number of
+    ratings, and its distance from the line counts by the square root of that number.
     """
     both = pd.concat({"bias": bias, "mean": mean_rating}, axis=1, join="inner").astype(float)
     both["n"] = 1.0 if n_ratings is None else n_ratings
@@ -80,10 +80,9 @@ def plot_bias_vs_mean(
 def plot_chapter(
     chapter: pd.DataFrame, published: pd.DataFrame, ax: Sequence[Axes] | None = None, source: str = ""
 ) -> np.ndarray:
-    """A panel for each run of the chapter: MSE by epoch over the splits, and the book's points.
+    """A panel for each run of the chapter: MSE by epoch, the book's points, both ends in words.
 
-    `chapter` is what `reproduce` returns, `published` what `chapter.published` returns. Each panel states
-    the final validation losses of both.
+    `chapter` is what `reproduce` returns, `published` what `chapter.published` returns.
     """
     runs = list(published.groupby("run", sort=False))
     if ax is None:
@@ -159,13 +158,13 @@ def plot_cost(
 ) -> Axes:
     """Column `y` against column `x` on log scales, a line for each value of column `by`.
 
-    Where several rows share `x` and `by`, small points show all of them and the line goes through their
-    median. `xlabel` and `ylabel` name what the columns hold, with units; they default to the column names.
+    Where several rows share `x` and `by`, the line goes through their median. `xlabel` and `ylabel` say what
+    the columns hold, with units.
     """
     ax = plt.subplots(figsize=(7, 4.5))[1] if ax is None else ax
     labels = []
     others = [*looks.LOOKS.values(), looks.look_of("")] * len(bench)
-    look = dict(zip(dict.fromkeys(bench[by]), others, strict=False)) | looks.LOOKS
+    look = dict(zip(bench[by].unique(), others, strict=False)) | looks.LOOKS
     for name, rows in bench.groupby(by, sort=False):
         colour, line, marker, signs = look[name]
         median = rows.groupby(x)[y].median()

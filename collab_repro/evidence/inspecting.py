@@ -45,7 +45,8 @@ class Inspection:
         if not all(isinstance(to, Tabular) and len(to.cat_names) == 2 and len(to) for to in self.data):
             raise TypeError("the Learner's data are no CollabDataLoaders with rows of users and items")
         (self.user, self.item), (self.rating, *_) = self.data[0].cat_names, self.data[0].y_names
-        self.sizes = [len(self.data[0].classes[name]) for name in (self.user, self.item)]
+        classes = self.data[0].classes
+        self.whose = {len(classes[self.user]): "user", len(classes[self.item]): "movie"}
         self.strays = dict(_strays(self.model))
         self.tables = dict(self.model.named_parameters()) | self.strays
         self.roles = {name: self._role(table) for name, table in self.tables.items()}
@@ -58,8 +59,7 @@ class Inspection:
 
     def _role(self, table: Tensor) -> str:
         """Which of the chapter's tables this is by its shape, or ""."""
-        sizes = dict(zip(self.sizes, ("user", "movie"), strict=True))
-        whose = sizes.get(len(table), "") if table.ndim else ""
+        whose = self.whose.get(len(table), "") if table.ndim else ""
         return whose and f"{whose}_{'factors' if table.ndim == 2 and table.shape[1] > 1 else 'bias'}"
 
     @property

@@ -62,8 +62,8 @@ def gradient(lookup: Lookup, table: Tensor, idx: Tensor, upstream: Tensor) -> Te
 def attempt(fn: Callable[[], object], width: int = 100) -> str:
     """What `fn()` returns or raises, in one line of at most `width` characters.
 
-    A tensor is described: (n, k) by its number of rows, any other by its shape. An error is given as its
-    class and the first line of its message. Warnings are caught, and mentioned.
+    Of a tensor (n, k) it says the rows, of any other the shape; of an error the class and the message's first
+    line. Warnings are caught, and mentioned.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -105,13 +105,12 @@ WAYS = {
     "Embedding, sparse": (lambda t, i: F.embedding(i, t, sparse=True), torch.optim.SparseAdam, {}),
     "one-hot": (one_hot, torch.optim.Adam, {"fused": True}),
 }
+LIMIT = 1_000  # megabytes
 
 
 def megabytes(way: str, rows: int, n_factors: int = N_FACTORS, bs: int = BS) -> float:
-    """Memory of one training step, in 10**6 bytes of float32 and int64.
-
-    Counted are the table, Adam's two averages, the gradient (all rows, or with `sparse` the batch's rows
-    and their indices) and, for one-hot, its matrix twice: as whole numbers, then as floats.
+    """10**6 bytes of a training step: table, Adam's two averages, gradient (if sparse, the batch's rows and
+    their indices) and, for one-hot, its matrix twice, as int64 and as float32.
     """
     table = 4 * rows * n_factors
     if way == "Embedding, sparse":
@@ -119,35 +118,26 @@ def megabytes(way: str, rows: int, n_factors: int = N_FACTORS, bs: int = BS) -> 
     return (4 * table + (12 * bs * rows if way == "one-hot" else 0)) / 1e6
 
 
-def cost(
-    rows: Iterable[int] = (1_000, 10_000, 100_000, 1_000_000),
-    n_factors: int = N_FACTORS,
-    bs: int = BS,
-    limit: float = 1_000.0,
-    repeats: int = 5,
-    ways: Iterable[str] = tuple(WAYS),
-    spend: float = 1 / 3,
-) -> pd.DataFrame:
+def cost(rows: Iterable[int], bs: int = BS, ways: Iterable[str] = tuple(WAYS), spend=1 / 3) -> pd.DataFrame:
     """Time forward pass, backward pass and optimizer step for tables of several sizes, on one thread.
 
-    Columns: way, rows, seconds (per step), megabytes, note. A time is the median of at least `repeats`
-    steps, and of as many as fit in `spend` seconds, after two steps to warm up; every step looks up other
-    rows. A step that would need more than `limit` megabytes is skipped: its seconds are NaN, and note says
-    why.
+    Columns: way, rows, seconds (per step), megabytes, note. A time is the median of at least five steps, and
+    of as many as fit in `spend` seconds, after two to warm up; every step looks up other rows. Where one
+    would need more than `LIMIT` megabytes, seconds are NaN, and note says why.
     """
     found = []
     for way, n in product(ways, rows):
-        size, seconds = megabytes(way, n, n_factors, bs), []
-        if size > limit:
-            note = f"not run: would hold {size:,.0f} MB, the limit is {limit:,.0f}"
+        size, seconds = megabytes(way, n, bs=bs), []
+        if size > LIMIT:
+            note = f"not run: would hold {size:,.0f} MB, the limit is {LIMIT:,.0f}"
             found.append((way, n, float("nan"), size, note))
             continue
         lookup, optimizer, settings = WAYS[way]
         random = torch.Generator().manual_seed(0)
-        table = nn.Parameter(torch.zeros(n, n_factors).normal_(0, 0.01, generator=random))
+        table = nn.Parameter(torch.zeros(n, N_FACTORS).normal_(0, 0.01, generator=random))
         opt = optimizer([table], lr=LR, **settings)
         with _computing(threads=1):
-            while len(seconds) < repeats + 2 or sum(seconds) < spend:
+            while len(seconds) < 7 or sum(seconds) < spend:
                 idx = torch.randint(n, (bs,), generator=random)
                 started = time.perf_counter()
                 lookup(table, idx).square().sum().backward()
@@ -181,10 +171,9 @@ def repeats(
 ) -> pd.DataFrame:
     """Count the different gradients that `times` identical calls of each lookup give.
 
-    The calls are made with one thread, with two, and with two and deterministic algorithms, on a table of
-    MovieLens 100K's size. Columns: threads, deterministic, bs, lookup, different (1 to `times`), apart (the
-    largest difference between the last gradient and Embedding's on one thread, divided by the latter's
-    largest element).
+    With one thread, with two, and with two and deterministic algorithms, on a table of MovieLens 100K's size.
+    Columns: threads, deterministic, bs, lookup, different (1 to `times`), apart (the largest difference
+    between the last gradient and Embedding's on one thread, by the latter's largest element).
     """
     found = []
     for (threads, deterministic), n in product(((1, False), (2, False), (2, True)), bs):

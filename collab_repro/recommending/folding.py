@@ -29,11 +29,10 @@ def fold_in(learn: Learn, ratings: Stars, wd: float = 0.1, bs: int = 64) -> pd.S
 
         Σ (prediction_i - stars_i)² + Σ λ_p p²,    λ_p = wd / 2 * (√(N / bs) √(Σ g_i²) + N eps),
 
-    so n ratings are held against a penalty that grows like √n. Two things are chosen here. The g_i are those
-    of the average user with errors of one star in 5.5. And p is pulled to the average user instead of zero:
-    no ratings give the average user, one moves it a little, all five stars give a high but finite bias.
-    (Pulled to zero, the RMSE for 100 new users of MovieLens 100K over three seeds was .11 higher with one
-    rating each, .006 with half of theirs.) Notebook 06 sets the result beside training again.
+    so n ratings meet a penalty that grows like √n. Two things are chosen here: the g_i are those of the
+    average user with errors of one star in 5.5, and p is pulled to the average user instead of zero. (Pulled
+    to zero, the RMSE for 100 new users of MovieLens 100K over three seeds was .11 higher with one rating
+    each, .006 with half of theirs.) Notebook 06 sets the result beside training again.
 
     Raises `UnknownTitle`, with suggestions; `BadRatings` for stars that are not numbers inside y_range, and
     for an exported Learner, which does not know its training rows.
@@ -97,7 +96,9 @@ def linear(side: Sides, rows: np.ndarray, person: np.ndarray) -> tuple[np.ndarra
     return predictions, ((predictions - low) * (high - predictions) / (high - low))[:, None] * films
 
 
-def lifts(side: Sides, rows, stars, person, wanted, wd: float = 0.1, bs: int = 64) -> np.ndarray:
+def lifts(
+    side: Sides, rows: np.ndarray, stars: np.ndarray, person: np.ndarray, wanted: np.ndarray, wd=0.1, bs=64
+) -> np.ndarray:
     """How much each of somebody's ratings raises the score of each of the titles `wanted`, (n_wanted, n).
 
     `rows` and `stars` as in `fold`, `person` (d,) what it returned. The lift is the score minus what it would

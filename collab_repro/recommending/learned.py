@@ -34,12 +34,11 @@ class LearnedFileError(FileError):
 class Learned:
     """The tables of a dot-product model with the vocabularies of their rows, as NumPy arrays.
 
-    `users`, `titles`: ids or text, row 0 is '#na#'; users without a training row are left out.
-    `n_ratings` (n_titles,): each title's training rows. `user_factors` (n_users, k), `movie_factors`
-    (n_titles, k), `user_bias` (n_users,) and `movie_bias` (n_titles,) are float32; both biases are None
-    for `DotProduct`, which has none. `y_range`: the range of the sigmoid, None without one. `names`: the
-    ratings' columns of users and titles. `note`: data, source, model, versions and what else the caller
-    wants to keep, as text.
+    `users`, `titles`: ids or text, row 0 is '#na#'; users without a training row are left out. `n_ratings`
+    (n_titles,): each title's training rows. The factors, (n_users, k) and (n_titles, k), and the biases,
+    (n_users,) and (n_titles,), are float32; `DotProduct` has no biases. `y_range`: the sigmoid's, None
+    without one. `names`: the ratings' columns of users and titles. `note`: data, source, model, versions
+    and what else the caller wants to keep, as text.
     """
 
     users: list
