@@ -17,12 +17,6 @@ from ..training import BS
 from . import PARTS, accuracy, benchmarks, sizes, ways
 
 
-def machine() -> str:
-    """The processor, its usable cores and PyTorch's threads, on one line."""
-    model = sizes.proc_value("cpuinfo", "model name") or platform.machine()
-    return f"{model}, usable cores: {usable_cores()}, threads of PyTorch: {torch.get_num_threads()}"
-
-
 def bench_command(args: argparse.Namespace, ratings: pd.DataFrame, bar: tqdm) -> None:
     """Run `args.parts` (see `PARTS`) on `ratings`; tables go to `args.out` as bench-*.csv.
 
@@ -31,7 +25,9 @@ def bench_command(args: argparse.Namespace, ratings: pd.DataFrame, bar: tqdm) ->
     bar.close()
     made, _ = settings_for(args, ratings)
     y_range, bs = made.get("y_range", Y_RANGE), made.get("bs", BS)
-    print(f"{machine()}; {versions()}.")
+    machine = sizes.proc_value("cpuinfo", "model name") or platform.machine()
+    machine += f", usable cores: {usable_cores()}, threads of PyTorch: {torch.get_num_threads()}"
+    print(f"{machine}; {versions()}.")
     for part in filter(args.parts.__contains__, PARTS):
         heading, table, text = _measured(part, ratings, args.repeats, y_range, bs)
         if table is not None:

@@ -3,6 +3,7 @@
 import math
 import re
 from ast import literal_eval
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def _of_learner(learn, against: int | None) -> Diagnosis:
 def _effect(effects: pd.DataFrame, setting: str, value: object) -> str:
     """The measured effect of `setting` at the value nearest to `value`, as text."""
     known = effects[effects["setting"] == setting]
-    apart = [_apart(value, literal(text)) for text in known["value"]]
+    apart = [_apart(value, text) for text in known["value"]]
     if (value is None and setting != "y_range") or not len(known) or min(apart) == math.inf:
         return "not measured"
     row = known.iloc[int(np.argmin(apart))]
@@ -94,21 +95,13 @@ def _effect(effects: pd.DataFrame, setting: str, value: object) -> str:
     return f"{row['mean']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f}){at}"
 
 
-def literal(text: str) -> object:
-    """A number, a tuple or None from a CSV's text, or the text itself."""
-    try:
-        return literal_eval(str(text))
-    except (ValueError, SyntaxError):
-        return text
-
-
-def _apart(a: object, b: object) -> float:
-    """How far two values of a setting are apart: numbers by their ratio, ranges by their ends."""
-    if isinstance(a, tuple) and isinstance(b, tuple):
-        return sum(abs(x - y) for x, y in zip(a, b, strict=True))
-    if all(isinstance(v, int | float | np.number) for v in (a, b)):
-        return abs(math.log(max(float(a), 1e-3) / max(float(b), 1e-3)))
-    return 0 if a == b else math.inf
+def _apart(value: object, measured: str) -> float:
+    """How far a setting's value is from one in effects.csv: numbers by their ratio, ranges by their ends."""
+    if isinstance(value, tuple) and measured.startswith("("):
+        return sum(abs(a - b) for a, b in zip(value, literal_eval(measured), strict=True))
+    with suppress(TypeError, ValueError):
+        return abs(math.log(max(float(value), 1e-3) / max(float(measured), 1e-3)))
+    return 0 if str(value) == measured else math.inf
 
 
 def pasted(losses: object) -> np.ndarray:

@@ -88,8 +88,5 @@ def seen_rows(learn: list, seen: pd.DataFrame | None, *parts: str) -> pd.DataFra
     if dls is None:
         raise ValueError("tables alone do not say who rated what: pass the ratings as seen=")
     rows = pd.concat([getattr(dls, part).items for part in parts or ("train_ds", "valid_ds")])
-    columns = {
-        column: np.array(list(ids), dtype=object)[rows[name]]
-        for column, (name, ids) in zip(("user", "title"), dls.classes.items(), strict=True)
-    }
-    return pd.DataFrame({**columns, "stars": rows[dls.train_ds.y_names[0]].to_numpy()})
+    user, title = (np.array(list(ids), dtype=object)[rows[name]] for name, ids in dls.classes.items())
+    return pd.DataFrame({"user": user, "title": title, "stars": rows[dls.train_ds.y_names[0]].to_numpy()})
