@@ -82,14 +82,14 @@ def test_bias_against_mean_labels_the_farthest_on_both_sides():
     bias = (mean - 3) / 10
     bias.iloc[[3, 30]] += [0.2, -0.2]
     bias.iloc[[10, 11]] += [0.1, -0.1]
-    ax = plot_bias_vs_mean(bias, mean, n=2)
-    assert {text.get_text() for text in ax.texts} - {""} == set(BIAS.index[[3, 30]])
     counts = pd.Series(1, BIAS.index)
+    ax = plot_bias_vs_mean(bias, mean, counts, n=2)
+    assert {text.get_text() for text in ax.texts} - {""} == set(BIAS.index[[3, 30]])
     counts.iloc[[10, 11]], counts.iloc[5] = 30, 0
     ax = plot_bias_vs_mean(bias, mean, counts, n=2)
     assert {text.get_text() for text in ax.texts} - {""} == set(BIAS.index[[10, 11]])
     assert len(ax.collections[0].get_offsets()) == 39  # one was never rated
-    assert len(plot_bias_vs_mean(bias.head(4), mean, n=9).texts) == 5  # all four, and the foot
+    assert len(plot_bias_vs_mean(bias.head(4), mean, counts, n=9).texts) == 5  # all four, and the foot
 
 
 def test_chapter_shows_every_run_with_the_book_on_it():

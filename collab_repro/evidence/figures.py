@@ -45,27 +45,26 @@ def plot_neighbours(near: pd.DataFrame, title: str = "", ax: Axes | None = None,
 @looks.style
 def plot_bias_vs_mean(
     bias: pd.Series,
-    mean_rating: pd.Series,
-    n_ratings: pd.Series | None = None,
+    mean: pd.Series,
+    n_ratings: pd.Series,
     n: int = 12,
     ax: Axes | None = None,
     source: str = "",
 ) -> Axes:
     """Each title's bias against its mean rating (stars), with the straight line fitted to them.
 
-    All are by title; titles that one lacks, or without a rating, are left out. The `n` titles farthest from
-    the line are labelled, half of them above it. With `n_ratings`, a point's area shows its number of
-    ratings, and its distance from the line counts by the square root of that number.
+    All are by title; titles that one lacks, or without a rating, are left out. A point's area is its number
+    of ratings, and its distance from the line counts by the square root of that number. The `n` titles
+    farthest from the line are labelled, half of them above it.
     """
-    both = pd.concat({"bias": bias, "mean": mean_rating}, axis=1, join="inner").astype(float)
-    both["n"] = 1.0 if n_ratings is None else n_ratings
-    both = both.dropna().query("n > 0")
+    both = pd.concat({"bias": bias, "mean": mean, "n": n_ratings}, axis=1, join="inner")
+    both = both.astype(float).dropna().query("n > 0")
     slope, at_zero = np.polyfit(both["mean"], both["bias"], 1, w=np.sqrt(both["n"]))
     off = (both["bias"] - at_zero - slope * both["mean"]) * np.sqrt(both["n"])
     off = off.sort_values(kind="stable").index
     far = both.loc[off if len(off) <= n else [*off[: n // 2], *off[len(off) - (n + 1) // 2 :]]]
     ax = plt.subplots(figsize=(8, 6))[1] if ax is None else ax
-    size = 8 if n_ratings is None else 3 + 60 * both["n"] / both["n"].max()
+    size = 3 + 60 * both["n"] / both["n"].max()
     ax.scatter(both["mean"], both["bias"], s=size, color="0.6", edgecolor="white", linewidth=0.3)
     ends = both["mean"].agg(["min", "max"])
     ax.plot(ends, at_zero + slope * ends, color=looks.GREY, linewidth=0.8)
