@@ -44,20 +44,15 @@ def plot_neighbours(near: pd.DataFrame, title: str = "", ax: Axes | None = None,
 
 @looks.style
 def plot_bias_vs_mean(
-    bias: pd.Series,
-    mean: pd.Series,
-    n_ratings: pd.Series,
-    n: int = 12,
-    ax: Axes | None = None,
-    source: str = "",
+    bias: pd.Series, mean: pd.Series, counts: pd.Series, n: int = 12, ax: Axes | None = None, source: str = ""
 ) -> Axes:
     """Each title's bias against its mean rating (stars), with the straight line fitted to them.
 
     All are by title; titles that one lacks, or without a rating, are left out. A point's area is its number
-    of ratings, and its distance from the line counts by the square root of that number. The `n` titles
+    of ratings (`counts`), and its distance from the line weighs the square root of that. The `n` titles
     farthest from the line are labelled, half of them above it.
     """
-    both = pd.concat({"bias": bias, "mean": mean, "n": n_ratings}, axis=1, join="inner")
+    both = pd.concat({"bias": bias, "mean": mean, "n": counts}, axis=1, join="inner")
     both = both.astype(float).dropna().query("n > 0")
     slope, at_zero = np.polyfit(both["mean"], both["bias"], 1, w=np.sqrt(both["n"]))
     off = (both["bias"] - at_zero - slope * both["mean"]) * np.sqrt(both["n"])
