@@ -170,22 +170,3 @@ def plot_cost(
     looks.end_labels(ax, labels)
     looks.foot(ax, source or (looks.about(bench) if "data" in bench else ""))
     return ax
-
-
-@looks.style
-def plot_initial(tables: dict[str, np.ndarray], ax: Axes | None = None, source: str = "") -> Axes:
-    """The distribution of each model's initial weights. `tables` maps model names to arrays of any shape."""
-    weights = {name: np.ravel(table) for name, table in tables.items()}
-    edges = np.histogram_bin_edges(np.concatenate(list(weights.values())), 80)
-    ax = plt.subplots(figsize=(7, 4))[1] if ax is None else ax
-    for row, (name, values) in enumerate(weights.items()):
-        colour, line, *_ = looks.look_of(name)
-        ax.hist(values, edges, density=True, histtype="step", color=colour, linestyle=line, linewidth=1.8)
-        top = 0.95 - 0.16 * row
-        text = f"{name}\nsd {values.std():.4f}, at most {np.abs(values).max():.4f}"
-        ax.text(1.1, top, text, color=colour, va="top", transform=ax.transAxes)
-        key = {"color": colour, "linestyle": line, "linewidth": 1.8, "clip_on": False}
-        ax.plot([1.02, 1.08], [top - 0.025] * 2, transform=ax.transAxes, **key)
-    ax.set(xlabel="initial weight", ylabel="density")
-    looks.foot(ax, source)
-    return ax

@@ -1,4 +1,4 @@
-"""Figures of further research: what a column brings and where, reliability, and users' scales."""
+"""Figures of further research: what each column brings, and users' scales."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,41 +25,6 @@ def plot_effects(effects: pd.DataFrame, source: str = "") -> Axes:
     ax.set(xlabel=xlabel, axisbelow=True)
     looks.foot(ax, source)
     return ax
-
-
-@looks.style
-def plot_gain(gain: pd.DataFrame, source: str = "") -> Axes:
-    """RMSE by how often a film was rated: a line for each column of `gain` but `rows`, which stands below."""
-    _, ax = plt.subplots(figsize=(8, 4))
-    at, labels = np.arange(len(gain)), []
-    shades = (("0.55", "--", "s"), (looks.INK, "-", "o"), ("0.4", ":", "^"))
-    for name, (colour, line, marker) in zip(gain.columns.drop("rows"), shades, strict=False):
-        ax.plot(at, gain[name], color=colour, linestyle=line, marker=marker, markersize=5)
-        labels.append((gain[name].iloc[-1], name, colour))
-    ax.set_xticks(at, [f"{name}\n{rows:,}" for name, rows in gain["rows"].items()])
-    ax.set(xlabel="training ratings of the film (below: validation rows)", axisbelow=True)
-    ax.set_ylabel("validation RMSE (stars)")
-    ax.grid(axis="y", color="0.9")
-    looks.end_labels(ax, labels)
-    looks.foot(ax, source)
-    return ax
-
-
-@looks.style
-def plot_reliability(tables: dict[str, pd.DataFrame], source: str = "") -> np.ndarray:
-    """`reliability`'s tables, a panel each: what came against what was said; on the diagonal it is true."""
-    size = 2.6 * len(tables), 3.2
-    axes = plt.subplots(1, len(tables), figsize=size, sharey=True, squeeze=False)[1][0]
-    for ax, (name, table) in zip(axes, tables.items(), strict=True):
-        ax.plot([0, 1], [0, 1], color=looks.GREY, linewidth=0.8)
-        size = 4 + 60 * table["rows"] / table["rows"].sum()
-        ax.plot(table["probability"], table["share"], color=looks.INK, linewidth=0.8)
-        ax.scatter(table["probability"], table["share"], s=size, color=looks.INK, zorder=3)
-        ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="probability given")
-        ax.set_title(name.replace(", ", ",\n"))
-    axes[0].set_ylabel("share that came true")
-    looks.foot(axes[-1], source)
-    return axes
 
 
 @looks.style
