@@ -15,7 +15,7 @@ def no_peers(monkeypatch):
 
 
 def test_each_model_is_measured_on_the_held_out_rows(planted, no_peers):
-    held = accuracy.fifth(len(planted), 0)[0]
+    held = accuracy._fifth(len(planted), 0)[0]
     found = pd.DataFrame(benchmarks.measured(planted, held, models=2), columns=["model", "rmse", "seconds"])
     assert list(found["model"]) == [
         "one model, raters, genres, year",

@@ -30,13 +30,13 @@ def accuracy(
 ) -> pd.DataFrame:
     """RMSE (stars) on held-out rows, next to the libraries in `PEERS` that are installed.
 
-    Split s holds out `fifth(n, s)`. Columns: model, split, rmse, seconds (of fitting). `ENSEMBLE`'s settings
+    Split s holds out `_fifth(n, s)`. Columns: model, split, rmse, seconds (of fitting). `ENSEMBLE`'s settings
     are those that `tuning` finds best on split 0's training rows, and within .0002 of the best on the other
     two splits'. The settings of the other libraries are fixed.
     """
     checked, peers, rows = check_ratings(ratings, y_range=y_range), installed(), []
     for split in splits:
-        held, train = fifth(len(checked), split)
+        held, train = _fifth(len(checked), split)
         ours = {"one model, batch 64": {}, "one model, big batch": big_batch(len(train))}
         ours[f"mean of {ENSEMBLE['models']}"] = ENSEMBLE
         ours = {name: partial(_ours, checked, held, y_range, **settings) for name, settings in ours.items()}
@@ -53,8 +53,8 @@ def tuning(
     """
     checked, rows = check_ratings(ratings, y_range=y_range), []
     for split, *values in product(splits, *GRID.values()):
-        training = checked.iloc[fifth(len(checked), split)[1]]
-        held, _ = fifth(len(training), split)
+        training = checked.iloc[_fifth(len(checked), split)[1]]
+        held, _ = _fifth(len(training), split)
         settings = ENSEMBLE | dict(zip(GRID, values, strict=True))
         predicted, _ = _ours(training, held, y_range, **settings)
         rows.append((split, *values, rmse(predicted, training.iloc[held, 2].to_numpy(float))))
@@ -87,7 +87,7 @@ def rmse(predicted: np.ndarray, stars: np.ndarray) -> float:
     return math.sqrt(np.mean((predicted - stars) ** 2))
 
 
-def fifth(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _fifth(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The first fifth of `np.random.default_rng(seed).permutation(n)`, and the others in order."""
     held = np.random.default_rng(seed).permutation(n)[: n // 5]
     return held, np.setdiff1d(np.arange(n), held)
@@ -121,7 +121,7 @@ def _cmfrec(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> Predicted:
 
     frame = pd.DataFrame({"UserId": x[:, 0], "ItemId": x[:, 1], "Rating": y})
     model = CMF(k=50, lambda_=10, verbose=False, nthreads=usable_cores(), random_state=0)
-    _, seconds = timed(model.fit, frame)
+    model, seconds = timed(model.fit, frame)
     return model.predict(user=at[:, 0], item=at[:, 1]), seconds
 
 

@@ -19,7 +19,7 @@ from ..further.columns import QUICK, SETTINGS, SPANS, columns_in, with_columns
 from ..sources import RatingsUnavailable, check_ratings
 from ..speed import big_batch
 from ..training import EPOCHS, LR, WD, fit, learner
-from .accuracy import ENSEMBLE, Predicted, fifth, fitted_myfm, installed, judged
+from .accuracy import ENSEMBLE, Predicted, _fifth, fitted_myfm, installed, judged
 from .ways import timed
 
 FOLD_1, FOLDS = "100K, GroupLens' fold u1", "100K, mean of GroupLens' five folds"
@@ -55,7 +55,7 @@ def benchmarks(splits: Iterable[int] = range(3), folds: Iterable[int] = range(1,
     """
     ratings, rows = load_ratings(genres=True, users=True), []
     for split in splits:
-        held = fifth(len(ratings), split)[0]
+        held = _fifth(len(ratings), split)[0]
         rows += [(FIFTHS, f"fifth {split}", *row) for row in measured(ratings, held)]
     try:
         for fold in folds:

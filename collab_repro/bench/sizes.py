@@ -37,7 +37,7 @@ def proc_value(file: str, name: str) -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(name)), "")
 
 
-def scale(sizes: Iterable[str] = tuple(SIZES)) -> pd.DataFrame:
+def scale(sizes: Iterable[str] = tuple(SIZES), epochs: int = EPOCHS) -> pd.DataFrame:
     """Train on planted ratings of MovieLens' sizes with `big_batch`, each size in its own process.
 
     Columns: size, ratings, users, titles, bs, epochs, seconds (median epoch, validation included),
@@ -46,7 +46,7 @@ def scale(sizes: Iterable[str] = tuple(SIZES)) -> pd.DataFrame:
     """
     rows = []
     for size in sizes:
-        code = f"from collab_repro.bench.sizes import one_size; one_size({size!r})"
+        code = f"from collab_repro.bench.sizes import one_size; one_size({size!r}, {epochs})"
         run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
         if run.returncode:
             reason = (run.stderr.strip().splitlines() or [f"killed by signal {-run.returncode}"])[-1]
@@ -56,7 +56,7 @@ def scale(sizes: Iterable[str] = tuple(SIZES)) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def one_size(size: str, epochs: int = EPOCHS) -> None:
+def one_size(size: str, epochs: int) -> None:
     """Train on planted ratings of `size`, and print the row of `scale` as JSON."""
     users, titles, n = SIZES[size]
     ratings = planted_ratings(users, titles, n)[0]

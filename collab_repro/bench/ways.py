@@ -18,7 +18,6 @@ from fastai.collab import CollabDataLoaders, collab_learner
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import MSELossFlat
-from fastai.optimizer import Adam
 
 from ..loader import RatingsDL
 from ..models import N_FACTORS, Y_RANGE, DotProductBias, YRange
@@ -99,8 +98,8 @@ def loops(
 
     ways = {  # each prepares a run of one model, or of SEEDS; only the run is timed
         "stock collab_learner": lambda: partial(fit_quietly, stock_learner(checked, 0, y_range, bs), epochs),
-        "RatingsDL": partial(one, opt_func=Adam),
-        "RatingsDL, FastLoop": partial(one, opt_func=Adam, cbs=FastLoop),
+        "RatingsDL": one,
+        "RatingsDL, FastLoop": partial(one, cbs=FastLoop),
         "RatingsDL, FastLoop, FusedAdam": partial(one, opt_func=FusedAdam, cbs=FastLoop),
         "hand-written": lambda: partial(hand_written, in_memory(), epochs, y_range=y_range),
         f"{SEEDS} seeds in one pass": partial(many, 1),
