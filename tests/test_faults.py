@@ -13,9 +13,9 @@ from collab_repro import BadRatings, Learned, curve, fit, learner, predict
 from collab_repro.__main__ import main
 from collab_repro.command.chapter8 import constant_mse
 from collab_repro.command.folder import CURVES
+from collab_repro.processes import usable_cores
 from collab_repro.recommending.learned import LearnedFileError
 from collab_repro.sources.files import FileError, read_losses, write_table
-from collab_repro.speed import usable_cores
 
 
 @pytest.fixture(scope="module")

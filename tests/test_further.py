@@ -97,6 +97,43 @@ def test_what_a_held_out_row_says_changes_nothing(told, fitted):
         assert torch.equal(ours, theirs)
 
 
+def test_main_directions_keep_what_the_bags_say_most(told):
+    dls = learner(told, seed=1).dls
+    names = ("raters", "rated", "genres")
+    whole = with_columns(told, names, 4)(dls).movie_bags
+    with torch.no_grad():
+        raters = torch.eye(len(whole.table))[:, : len(dls.classes["user"])]  # its other values are genres
+        whole.table = torch.nn.Parameter(raters)
+        bags = whole()  # (n_movies, n_users)
+    best = torch.linalg.svdvals(bags)
+    for rank in (5, 10_000):
+        model = with_columns(told, names, 4, rank=rank)(dls)
+        features = model.movie_directions.features
+        assert features.shape == (len(bags), min(rank, *bags.shape))
+        missed = (bags @ bags.T - features @ features.T).norm()
+        least = (best[rank:] ** 2).norm()  # no features of so many columns miss less
+        assert 0.99 * least <= missed <= 1.1 * least + 0.002
+        assert model.user_directions.features.shape[0] == len(dls.classes["user"])
+        assert model.user_bags is None and model.movie_bags is not None
+        x = torch.tensor([[3, 2], [1, 7]])
+        movie = model.vectors(x)[1]
+        assert torch.allclose(
+            movie,
+            model.movies(x[:, 1]) + features[x[:, 1]] @ model.movie_directions.table
+            + model.movie_bags()[x[:, 1]], atol=1e-6,
+        )  # fmt: skip
+        assert torch.allclose(model.folded()(x), model(x), atol=1e-6)
+    for name, values in {
+        "age": "20",
+        "year": np.nan,
+        "timestamp": [np.nan, *[1.0] * (len(told) - 1)],
+    }.items():
+        with pytest.raises(BadRatings, match=f"column '{name}' does not hold numbers"):
+            with_columns(told.assign(**{name: values}), ["time" if name == "timestamp" else name])
+    with pytest.raises(ValueError, match="rank=0"):
+        with_columns(told, names, rank=0)
+
+
 def test_each_column_can_be_on_alone_and_moves_the_predictions(told):
     plain = learner(told, with_columns(told, (), 4), seed=1)
     for name in ALL:

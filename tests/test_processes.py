@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from collab_repro.speed.processes import in_processes
+from collab_repro.processes import in_processes
 
 
 @pytest.mark.parametrize("most", [1, 2, 7])
@@ -29,7 +29,7 @@ def dies(report):
 
 
 @pytest.mark.parametrize(
-    "job, error, match", [(fails, KeyError, "no such"), (dies, RuntimeError, "a training process died")]
+    "job, error, match", [(fails, KeyError, "no such"), (dies, RuntimeError, "a process died")]
 )
 def test_a_job_that_fails_ends_the_others(job, error, match):
     with pytest.raises(error, match=match):

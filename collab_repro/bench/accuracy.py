@@ -14,9 +14,10 @@ import numpy as np
 import pandas as pd
 
 from ..models import N_FACTORS, Y_RANGE, YRange
+from ..processes import usable_cores
 from ..recommending.predicting import predict
 from ..sources import check_ratings
-from ..speed import big_batch, usable_cores
+from ..speed import big_batch
 from ..training import EPOCHS, LR, WD, fit, learner
 from .ways import timed
 

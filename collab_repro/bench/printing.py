@@ -11,8 +11,8 @@ from ..command.folder import ResultsError, draw
 from ..command.ratings import settings_for
 from ..command.report import versions
 from ..models import Y_RANGE, YRange
+from ..processes import usable_cores
 from ..sources.files import write_table
-from ..speed import usable_cores
 from ..training import BS
 from . import PARTS, accuracy, benchmarks, sizes, ways
 

@@ -21,8 +21,9 @@ from fastai.losses import MSELossFlat
 
 from ..loader import RatingsDL
 from ..models import N_FACTORS, Y_RANGE, DotProductBias, YRange
+from ..processes import usable_cores
 from ..sources import check_ratings
-from ..speed import FastLoop, FusedAdam, few_threads, usable_cores
+from ..speed import FastLoop, FusedAdam, few_threads
 from ..training import BS, EPOCHS, LR, WD, fit, learner
 
 SEEDS = 10

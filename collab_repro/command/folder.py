@@ -4,9 +4,10 @@ import argparse
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -20,6 +21,7 @@ from ..chapter import RUNS, published
 from ..evidence import figures
 from ..interpret import factor_pca, movie_bias
 from ..looks import root
+from ..processes import in_processes, usable_cores
 from ..recommending.learned import Learned
 from ..sources.files import FileError, read_losses, write_table, write_whole
 
@@ -91,22 +93,26 @@ def draw(out: Path) -> list[Path]:
         drawings["bench-scale"] = partial(figures.plot_cost, cost, "ratings", "cost", "measure", **labels)
     if not drawings:
         raise ResultsError(f"{out} holds no curves.csv, learned-*.npz, chapter.csv or bench-scale.csv")
-    files, notes = [], {}
-    for name, plot in drawings.items():
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            try:
-                axes = plot()
-            except ValueError as error:  # too few titles or factors, or a model without biases
-                print(f"{name}.png is left out: {error}", file=sys.stderr)
-                continue
-            files.append(out / f"{name}.png")
-            save_figure(axes, files[-1])
-            plt.close(np.ravel(axes)[0].figure)
-        notes |= dict.fromkeys(re.sub("^Glyph.*", BOXES, str(one.message)) for one in said)
-    for note in notes:
+    jobs = [partial(_draw_one, plot, out / f"{name}.png") for name, plot in drawings.items()]
+    left_out, notes = zip(*in_processes(jobs, usable_cores()), strict=True)
+    for line in filter(None, left_out):
+        print(line, file=sys.stderr)
+    for note in dict.fromkeys(chain(*notes)):
         warnings.warn(note, stacklevel=2)
-    return files
+    return [out / f"{name}.png" for name, reason in zip(drawings, left_out, strict=True) if not reason]
+
+
+def _draw_one(plot: Callable[[], Axes], file: Path, report: object = None) -> tuple[str, list[str]]:
+    """Save what `plot` draws as `file`. Returns why it is left out, or "", and what was warned of."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            axes = plot()
+        except ValueError as error:  # too few titles or factors, or a model without biases
+            return f"{file.name} is left out: {error}", []
+        save_figure(axes, file)
+        plt.close(np.ravel(axes)[0].figure)
+    return "", [re.sub("^Glyph.*", BOXES, str(one.message)) for one in said]
 
 
 def save_figure(ax: Axes | Sequence[Axes], path: str | Path, dpi: int = 150) -> None:

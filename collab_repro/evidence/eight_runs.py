@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ..chapter import RUNS, published
 from ..models import Y_RANGE, CollabNN, DotProduct, DotProductBias, DotProductBiasParams, YRange
+from ..processes import usable_cores
 from ..sources import check_ratings
 from ..sources.files import read_losses, write_table
-from ..speed import usable_cores
 from ..training import EPOCHS, LR, WD, curve, fit, learner
 
 MODELS = {

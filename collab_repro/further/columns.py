@@ -28,6 +28,7 @@ SETTINGS = {"bs": 512, "epochs": 8, "lr": 3e-3, "wd": 0.9}  # with few columns Q
 SPANS = 30  # of time; in MovieLens 100K one is a week
 QUICK = {"bs": 1024, "epochs": 5, "lr": 8e-3, "wd": 1.2}
 SOURCES = {"raters": None, "rated": None, "time": "timestamp"}  # where a column has another name, or none
+IMPLICIT = {"raters", "rated"}  # of the rows of training alone, whatever their ratings
 SPREAD = {"age": 5.0, "year": 3.0}  # a number is near its neighbours: sd, in years
 
 
@@ -74,27 +75,46 @@ class Bags(nn.Module):
         return SumOfBags.apply(self.table, *self.buffers())
 
 
+class Directions(nn.Module):
+    """What is left of large bags when they are cut down to their main directions.
+
+    `features` is (n_rows, rank): a truncated SVD's U x S. The vectors are `features @ table`, and the table,
+    (rank, n_factors), stands for one of (n_values, n_factors) that lies in these directions.
+    """
+
+    def __init__(self, features: np.ndarray, n_factors: int):
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(features.shape[1], n_factors).normal_(0, 0.01))
+        self.register_buffer("features", torch.from_numpy(features.astype(np.float32)), persistent=False)
+
+    def forward(self, rows: Tensor, start: Tensor) -> Tensor:
+        """`start` (n, n_factors) plus the vectors of `rows` (n,)."""
+        return torch.addmm(start, F.embedding(rows, self.features), self.table)
+
+
 class Clock(nn.Module):
     """A vector for each span of time, looked up by the pair (user, movie): when was it rated?
 
-    `pairs` (n, 2) int64 and `times` (n,): one of them for each rating. Times are cut into `SPANS` equally
-    long spans. A pair that isn't among them gets zeros.
+    `keys`, user x `n_movies` + movie (int64), and `times` are (n,), an entry for each rating. Times are cut
+    into `SPANS` equally long spans. A pair that isn't among the ratings gets zeros.
     """
 
-    def __init__(self, pairs: np.ndarray, times: np.ndarray, n_movies: int, n_factors: int, weight: float):
+    def __init__(self, keys: np.ndarray, times: np.ndarray, n_movies: int, n_factors: int, weight: float):
         super().__init__()
-        spans = 1 + ((times - times.min()) * SPANS // (np.ptp(times) + 1)).astype(np.int64)
-        keys, first = np.unique(pairs @ [n_movies, 1], return_index=True)
+        spans = (1 + (times - times.min()) * SPANS // (np.ptp(times) + 1)).astype(np.int8)
+        order = keys.argsort(kind="stable")
+        keys, spans = keys[order], spans[order]
+        first = np.append(True, keys[1:] > keys[:-1])
         self.table = Embedding(SPANS + 1, n_factors)
         self.n_movies, self.weight = n_movies, weight
-        self.register_buffer("keys", torch.from_numpy(keys), persistent=False)
+        self.register_buffer("keys", torch.from_numpy(keys[first]), persistent=False)
         self.register_buffer("spans", torch.from_numpy(spans[first]), persistent=False)
 
     def span(self, x: Tensor) -> Tensor:
         """The span of each pair, from 1, or 0: (bs, 2) -> (bs,)."""
-        key = x[:, 0] * self.n_movies + x[:, 1]
+        key, order = (x[:, 0] * self.n_movies + x[:, 1]).sort()  # sorted keys are found sooner
         at = torch.searchsorted(self.keys, key).clamp(max=len(self.keys) - 1)
-        return self.spans[at] * (self.keys[at] == key)
+        return torch.empty_like(order).scatter_(0, order, self.spans[at].long() * (self.keys[at] == key))
 
     def forward(self, x: Tensor) -> Tensor:
         span = self.span(x)
@@ -102,10 +122,11 @@ class Clock(nn.Module):
 
 
 class DotProductColumns(nn.Module):
-    """`DotProductBias` in which `user_bags` and `movie_bags` add to a row's factors and bias.
+    """`DotProductBias` in which `bags` and `features` add to the factors and biases of users and of movies.
 
-    Both are SciPy sparse matrices, (n_users, n_values) and (n_movies, n_values), or None. `clock` gives a
-    rating's time a vector and a bias too, which is added to both sides.
+    Both are pairs, of users and of movies. `bags` holds SciPy sparse matrices (n_rows, n_values) for `Bags`,
+    `features` arrays (n_rows, rank) for `Directions`; None where there are none. `clock` gives a rating's
+    time a vector and a bias too, which is added to both sides.
     """
 
     def __init__(
@@ -114,31 +135,36 @@ class DotProductColumns(nn.Module):
         n_movies: int,
         n_factors: int,
         y_range: YRange,
-        user_bags=None,
-        movie_bags=None,
+        bags: tuple = (None, None),
+        features: tuple = (None, None),
         clock: Clock | None = None,
     ):
         super().__init__()
-        self.users = Embedding(n_users, n_factors + 1)  # the last factor is the bias
-        self.movies = Embedding(n_movies, n_factors + 1)
-        self.user_bags = None if user_bags is None else Bags(user_bags, n_factors + 1)
-        self.movie_bags = None if movie_bags is None else Bags(movie_bags, n_factors + 1)
+        width = n_factors + 1  # the last factor is the bias
+        self.users, self.movies = Embedding(n_users, width), Embedding(n_movies, width)
+        self.user_bags, self.movie_bags = (None if each is None else Bags(each, width) for each in bags)
+        made = (None if each is None else Directions(each, width) for each in features)
+        self.user_directions, self.movie_directions = made
         self.clock, self.y_range = clock, y_range
 
-    def vectors(self) -> tuple[Tensor, Tensor]:
-        """All users' and all movies' factors with their biases: (n_users, k + 1), (n_movies, k + 1)."""
-        users, movies = self.users.weight, self.movies.weight
-        users = users if self.user_bags is None else users + self.user_bags()
-        return users, movies if self.movie_bags is None else movies + self.movie_bags()
+    def vectors(self, x: Tensor) -> list[Tensor]:
+        """The factors and biases of a batch's users, and of its movies: (bs, 2) -> two of (bs, k + 1)."""
+        user_side = self.users, self.user_bags, self.user_directions
+        movie_side = self.movies, self.movie_bags, self.movie_directions
+        both = []
+        for rows, (ids, bags, directions) in zip(x.T, (user_side, movie_side), strict=True):
+            vectors = F.embedding(rows, ids.weight if bags is None else ids.weight + bags())
+            both.append(vectors if directions is None else directions(rows, vectors))
+        return both
 
     def forward(self, x: Tensor) -> Tensor:
-        users, movies = self.vectors()
-        user, movie = F.embedding(x[:, 0], users), F.embedding(x[:, 1], movies)  # (bs, k + 1) each
+        user, movie = self.vectors(x)
         if self.clock is not None:
             time = self.clock(x)  # (bs, k + 1)
             user, movie = user + time, movie + time
-        score = (user[:, :-1] * movie[:, :-1]).sum(dim=1, keepdim=True)  # (bs, 1)
-        return squash(score + user[:, -1:] + movie[:, -1:], self.y_range)  # (bs, 1)
+        (user, user_bias), (movie, movie_bias) = (v.split([v.shape[1] - 1, 1], dim=1) for v in (user, movie))
+        score = (user * movie).sum(dim=1, keepdim=True)  # (bs, 1)
+        return squash(score + user_bias + movie_bias, self.y_range)  # (bs, 1)
 
     @torch.no_grad()
     def folded(self) -> DotProductBias:
@@ -149,16 +175,19 @@ class DotProductColumns(nn.Module):
         """
         if self.clock is not None:
             raise ValueError("a model with the column 'time' can't be folded; predict with learn.get_preds")
-        users, movies = self.vectors()
-        model = DotProductBias(len(users), len(movies), users.shape[1] - 1, self.y_range)
-        for table, factors, bias in ((users, model.user_factors, model.user_bias),
-                                     (movies, model.movie_factors, model.movie_bias)):  # fmt: skip
-            factors.weight.copy_(table[:, :-1])
-            bias.weight.copy_(table[:, -1:])
+        n_users, n_movies = len(self.users.weight), len(self.movies.weight)
+        rows = torch.arange(max(n_users, n_movies), device=self.users.weight.device)
+        users, movies = self.vectors(torch.stack([rows % n_users, rows % n_movies], dim=1))
+        model = DotProductBias(n_users, n_movies, users.shape[1] - 1, self.y_range)
+        model.user_factors.weight.copy_(users[:n_users, :-1])
+        model.user_bias.weight.copy_(users[:n_users, -1:])
+        model.movie_factors.weight.copy_(movies[:n_movies, :-1])
+        model.movie_bias.weight.copy_(movies[:n_movies, -1:])
         return model
 
 
-KNOWN_MODULES.update({DotProductColumns, Bags, Clock})  # `fit` may train them in processes of their own
+# `fit` may train them in processes of their own:
+KNOWN_MODULES.update({DotProductColumns, Bags, Directions, Clock})
 
 
 def with_columns(
@@ -166,6 +195,7 @@ def with_columns(
     columns: Iterable[str] | Mapping[str, float] = tuple(MOVIE_COLUMNS),
     n_factors: int = N_FACTORS,
     y_range: YRange = Y_RANGE,
+    rank: int | None = None,
 ) -> Callable[..., DotProductColumns]:
     """A `model` for `learner(ratings, model)`: `DotProductColumns` with these `columns` of `ratings`.
 
@@ -176,9 +206,14 @@ def with_columns(
     - "time": when the row was rated, from `timestamp`, in `SPANS` spans; also of the rows held out.
 
     Text is split at "|", a number is spread over its neighbours. A mapping gives other weights than `COLUMNS`
-    does. Raises `BadRatings` for a column that isn't known or isn't there.
+    does. With a `rank`, the bags "raters" and "rated" are cut down to so many main directions: for millions
+    of ratings, where reading the whole bags in each step takes too long.
+
+    Raises `BadRatings` for a column that isn't known or isn't there, ValueError for a `rank` below 1.
     """
     weights = dict(columns) if isinstance(columns, Mapping) else {name: COLUMNS.get(name) for name in columns}
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank={rank}: give the number of main directions, 1 or more, or None for all")
     there = columns_in(ratings)
     for name in weights:
         if name not in COLUMNS:
@@ -187,33 +222,39 @@ def with_columns(
             source = SOURCES.get(name, name)
             remedy = "see what load_ratings(genres=True, users=True) gives"
             raise BadRatings(f"the ratings have no column {source!r}: leave {name!r} out, or {remedy}")
+        column = ratings.get(SOURCES.get(name, name)) if name in (*SPREAD, "time") else None
+        if column is not None:
+            numbers = pd.api.types.is_numeric_dtype(column) and np.isfinite(
+                column.to_numpy(float, na_value=np.nan)
+            )
+            if not np.any(numbers) or (name == "time" and not np.all(numbers)):
+                raise BadRatings(f"column {column.name!r} does not hold numbers, which {name!r} needs")
 
     def model(dls) -> DotProductColumns:
         train = dls.train.dataset
         names, classes = list(train.cat_names), [list(vocab) for vocab in dls.classes.values()]
         sizes = list(map(len, classes))
-        pairs = np.unique(train.items[names].to_numpy(np.int64), axis=0)
-        sides = []
+        bags, features = [None, None], [None, None]
         for side, own in enumerate((USER_COLUMNS, MOVIE_COLUMNS)):
             blocks = []
-            for name in filter(own.__contains__, weights):
-                if name in ("raters", "rated"):
-                    entries = _who_with_whom(pairs[:, side], pairs[:, 1 - side], sizes[side], sizes[1 - side])
-                elif name in ratings:
-                    known = ratings.drop_duplicates(names[side]).set_index(names[side])[name]
-                    known.index = known.index.astype(object)  # it may be a category
-                    entries = _values(known.reindex(classes[side]), SPREAD.get(name))
+            for name in filter(weights.__contains__, own):
+                if name in IMPLICIT:
+                    entries = _who_with_whom([train.items[name] for name in names], sizes, side)
                 else:
-                    entries = _values(_years(classes[side]), SPREAD[name])
-                blocks.append(weights[name] * entries)
-            sides.append(sparse.hstack(blocks).tocsr() if blocks else None)
+                    entries = _known(ratings, name, names[side], classes[side])
+                if name in IMPLICIT and rank is not None:
+                    features[side] = weights[name] * _main_directions(entries, rank)
+                else:
+                    blocks.append(weights[name] * entries)
+            bags[side] = sparse.hstack(blocks).tocsr() if blocks else None
         clock = None
         if "time" in weights:
-            codes = [pd.Index(c).get_indexer(ratings[n]) for c, n in zip(classes, names, strict=True)]
-            known = np.min(codes, axis=0) >= 0  # integer ids that validation alone has are in no vocabulary
-            times = ratings["timestamp"].to_numpy(float)[known]
-            clock = Clock(np.stack(codes, axis=1)[known], times, sizes[1], n_factors + 1, weights["time"])
-        return DotProductColumns(*sizes, n_factors, y_range, *sides, clock)
+            users, movies = (pd.Index(c).get_indexer(ratings[n]) for c, n in zip(classes, names, strict=True))
+            known = (users >= 0) & (movies >= 0)  # integer ids that validation alone has are in no vocabulary
+            keys, times = (users * sizes[1] + movies)[known], ratings["timestamp"].to_numpy(float)[known]
+            del users, movies
+            clock = Clock(keys, times, sizes[1], n_factors + 1, weights["time"])
+        return DotProductColumns(*sizes, n_factors, y_range, bags, features, clock)
 
     return model
 
@@ -232,10 +273,34 @@ def _years(titles: Iterable[str]) -> pd.Series:
     return titles.str.extract(r"\((\d{4})[^()]*\)\s*$", expand=False).astype(float)
 
 
-def _who_with_whom(rows: np.ndarray, values: np.ndarray, n_rows: int, n_values: int) -> sparse.csr_matrix:
-    """(n_rows, n_values): 1 / root of the row's entries for each of the (row, value) pairs."""
-    share = np.bincount(rows, minlength=n_rows)[rows] ** -0.5
-    return sparse.csr_matrix((share, (rows, values)), shape=(n_rows, n_values))
+def _known(ratings: pd.DataFrame, name: str, by: str, vocab: list) -> sparse.csr_matrix:
+    """(len(vocab), values): what the column `name` says of each user or movie; `by` is the column of ids."""
+    if name not in ratings:  # the year, from the titles
+        return _values(_years(vocab), SPREAD[name])
+    known = ratings.drop_duplicates(by).set_index(by)[name]
+    known.index = known.index.astype(object)  # it may be a category
+    return _values(known.reindex(vocab), SPREAD.get(name))
+
+
+def _who_with_whom(pairs: list[pd.Series], sizes: list[int], side: int) -> sparse.csr_matrix:
+    """For each row of `side` its partners among the `pairs` of codes, each 1 / root of their number.
+
+    (n_users, n_movies) for side 0, (n_movies, n_users) for side 1; a pair counts once.
+    """
+    pairs = pairs[0].to_numpy(np.int64) * sizes[1] + pairs[1].to_numpy(np.int64)
+    pairs.sort()  # np.unique is slower from a million on
+    pairs = pairs[np.append(True, pairs[1:] > pairs[:-1])]
+    rows, values = (pairs // sizes[1], pairs % sizes[1])[:: 1 - 2 * side]
+    share = np.bincount(rows, minlength=sizes[side])[rows] ** -0.5
+    return sparse.csr_matrix((share, (rows, values)), shape=(sizes[side], sizes[1 - side]))
+
+
+def _main_directions(entries: sparse.csr_matrix, rank: int) -> np.ndarray:
+    """U x S of the truncated SVD: (n_rows, rank), or fewer columns where `entries` has fewer."""
+    from sklearn.utils.extmath import randomized_svd
+
+    u, s, _ = randomized_svd(entries.astype(np.float32), min(rank, *entries.shape), n_iter=2, random_state=0)
+    return u * s
 
 
 def _values(known: pd.Series, spread: float | None) -> sparse.csr_matrix:

@@ -192,7 +192,8 @@ def _check_ids(
         problem = f"one of {kind} ids, the first of which is {_show(values[0])}"
         raise _bad(column, codes == code, problem, "make all of them text with astype(str)")
     if isinstance(column.dtype, pd.CategoricalDtype):
-        return column.cat.remove_unused_categories(), codes
+        unused = len(column.cat.categories) > len(values)
+        return column.cat.remove_unused_categories() if unused else column, codes
     if column.dtype == exact.dtype:
         return column, codes
     return pd.Series(exact[codes], dtype=exact.dtype), codes

@@ -3,7 +3,7 @@
 - loop: `FastLoop`, fastai's training loop without the calls it makes for every batch.
 - optimizer: `FusedAdam`, fastai's Adam in one kernel a step.
 - fitting: `fit`, `fit_one_cycle` for one or many Learners.
-- sidebyside: many seeds of one model in one pass; processes: several such passes at a time.
+- sidebyside: many seeds of one model in one pass, of which several run in processes at a time.
 - batches: `big_batch`, settings for large sets of ratings. It alone changes the numbers.
 """
 
@@ -11,5 +11,4 @@ from .batches import big_batch
 from .fitting import EPOCHS, LR, WD, fit
 from .loop import FastLoop, few_threads
 from .optimizer import FusedAdam
-from .processes import usable_cores
 from .stopwatch import DivergedError, Stopwatch

@@ -18,9 +18,9 @@ from torch import nn
 
 from ..loader import RatingsDL, ReadTensors, TensorDL
 from ..models import FROM_SIZES, CollabNN
+from ..processes import in_processes, usable_cores
 from .loop import FastLoop, few_threads, work_of
 from .optimizer import FusedAdam
-from .processes import in_processes, usable_cores
 from .sidebyside import fit_side_by_side
 from .stopwatch import Stopwatch
 

@@ -11,13 +11,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
-import torch
-
 Listen = Callable[[object], None]
 
 
 class WorkerDied(RuntimeError):
-    """A training process ended before its training did."""
+    """A process ended before its job did."""
 
 
 def usable_cores() -> int:
@@ -26,7 +24,9 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if forks else 1
 
 
-def in_processes(jobs: Sequence[Callable[[Listen], object]], most: int, listen: Listen) -> list:
+def in_processes(
+    jobs: Sequence[Callable[[Listen], object]], most: int, listen: Listen = lambda message: None
+) -> list:
     """The results of `jobs`, at most `most` of them running at a time, each in a process of its own.
 
     A job gets a function that passes a message to `listen` in this process; its result must pickle.
@@ -50,7 +50,7 @@ def in_processes(jobs: Sequence[Callable[[Listen], object]], most: int, listen: 
             for process in set(multiprocessing.active_children()) - others:
                 process.kill()
             if isinstance(error, BrokenProcessPool):
-                raise WorkerDied("a training process died; was it killed, or out of memory?") from None
+                raise WorkerDied("a process died at its work; was it killed, or out of memory?") from None
             raise
     return [pickle.loads(future.result()) for future in futures]
 
@@ -58,11 +58,13 @@ def in_processes(jobs: Sequence[Callable[[Listen], object]], most: int, listen: 
 def _set_up(jobs: Sequence[Callable], messages, parent: int) -> None:
     """In a new process: keep the jobs, which came by the fork, and end when the parent has ended.
 
-    PyTorch gets one thread: its other threads do not survive a fork, and waiting for them never ends.
+    PyTorch, where it is loaded, gets one thread: its others do not survive a fork, and waiting for them
+    never ends.
     """
     _run.jobs, _run.listen = jobs, messages.put
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C
-    torch.set_num_threads(1)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
     def watch() -> None:
         while os.getppid() == parent:
