@@ -25,7 +25,7 @@ from collab_repro.chapter import RUNS
 from collab_repro.command import chapter8
 from collab_repro.evidence import diagnosis, inspecting
 from collab_repro.evidence.diagnosis import DRAWN, EFFECTS, DiagnosisError, diagnose, spread
-from collab_repro.evidence.effects import CHANGES, Change, finals, measure
+from collab_repro.evidence.effects import CHANGES, finals, measure
 from collab_repro.evidence.eight_runs import run_learner
 from collab_repro.training import fit
 
@@ -332,16 +332,18 @@ def test_an_effect_is_the_one_measured_nearest_to_what_was_found(book):
 def test_every_change_is_measured_and_kept_and_its_interval_holds_its_mean():
     known = pd.read_csv(EFFECTS, dtype={"value": str}, keep_default_na=False)
     kept = set(zip(known["setting"], known["value"], strict=True))
-    assert kept == {(c.setting, str(c.value)) for c in CHANGES} | {("loader", str(run)) for run in RUNS}
+    assert kept == {(setting, str(value)) for setting, value in CHANGES} | {
+        ("loader", str(run)) for run in RUNS
+    }
     assert ((known["low"] <= known["mean"]) & (known["mean"] <= known["high"])).all() and (
         known["n"] >= 10
     ).all()
 
 
 def test_measuring_compares_seed_by_seed_with_the_unchanged_model(few):
-    told, one = [], Change("factors", 5, {"n_factors": 5})
-    (row,) = measure(few, [one], range(3), told.append).itertuples()
-    apart = finals(few, one, range(3)) - finals(few, Change("", ""), range(3))
+    told = []
+    (row,) = measure(few, [("factors", 5)], range(3), told.append).itertuples()
+    apart = finals(few, range(3), "factors", 5) - finals(few, range(3))
     assert (row.mean, row.sd, row.n) == pytest.approx((apart.mean(), apart.std(ddof=1), 3))
     assert row.low < row.mean < row.high and told == [15]
 
@@ -352,7 +354,7 @@ def test_the_command_measures_what_diagnose_reads(few, tmp_path, monkeypatch, ca
     chapter8.chapter_command(args, few, tqdm(disable=True))
     kept = pd.read_csv(tmp_path / "effects.csv", dtype={"value": str}, keep_default_na=False)
     assert list(kept.columns) == list(pd.read_csv(EFFECTS).columns) and len(kept) == len(RUNS) + 1
-    assert set(kept["n"]) == {2} and kept["value"].tolist() == [*map(str, RUNS), str(CHANGES[0].value)]
+    assert set(kept["n"]) == {2} and kept["value"].tolist() == [*map(str, RUNS), str(CHANGES[0][1])]
     monkeypatch.setattr(diagnosis, "SPREAD", tmp_path / "spread.csv")
     means, covariance = spread()
     losses = pd.read_csv(tmp_path / "chapter.csv")

@@ -16,7 +16,6 @@ from collab_repro.evidence.figures import (
     plot_bias_vs_mean,
     plot_chapter,
     plot_cost,
-    plot_initial,
     plot_neighbours,
     plot_over_band,
 )
@@ -38,13 +37,11 @@ BENCH = pd.DataFrame(
     ],
     columns=["way", "rows", "us"],
 ).assign(data="made up")
-INITIAL = {"DotProductBias": rng.normal(0, 0.0087, (99, 5)), "DotProductBiasParams": rng.normal(0, 0.01, 500)}
 FIGURES = {
     "neighbours": (plot_neighbours, NEAR, "Film, The (1950)"),
     "bias_vs_mean": (plot_bias_vs_mean, BIAS, MEAN, pd.Series(range(1, 41), BIAS.index)),
     "chapter": (plot_chapter, CHAPTER, BOOK),
     "cost": (plot_cost, BENCH, "rows", "us", "way"),
-    "initial": (plot_initial, INITIAL),
     "over_band": (plot_over_band, BOOK[BOOK["run"] == 7], 7),
 }
 
@@ -82,14 +79,14 @@ def test_bias_against_mean_labels_the_farthest_on_both_sides():
     bias = (mean - 3) / 10
     bias.iloc[[3, 30]] += [0.2, -0.2]
     bias.iloc[[10, 11]] += [0.1, -0.1]
-    ax = plot_bias_vs_mean(bias, mean, n=2)
-    assert {text.get_text() for text in ax.texts} - {""} == set(BIAS.index[[3, 30]])
     counts = pd.Series(1, BIAS.index)
+    ax = plot_bias_vs_mean(bias, mean, counts, n=2)
+    assert {text.get_text() for text in ax.texts} - {""} == set(BIAS.index[[3, 30]])
     counts.iloc[[10, 11]], counts.iloc[5] = 30, 0
     ax = plot_bias_vs_mean(bias, mean, counts, n=2)
     assert {text.get_text() for text in ax.texts} - {""} == set(BIAS.index[[10, 11]])
     assert len(ax.collections[0].get_offsets()) == 39  # one was never rated
-    assert len(plot_bias_vs_mean(bias.head(4), mean, n=9).texts) == 5  # all four, and the foot
+    assert len(plot_bias_vs_mean(bias.head(4), mean, counts, n=9).texts) == 5  # all four, and the foot
 
 
 def test_chapter_shows_every_run_with_the_book_on_it():
@@ -116,17 +113,6 @@ def test_cost_goes_through_medians_on_log_scales():
     assert {"nn.Embedding", "p[i]", "one-hot"} <= named
     models = plot_cost(BENCH.replace({"way": {"p[i]": "CollabNN"}}), "rows", "us", "way")
     assert LOOKS["CollabNN"][0] in {line.get_color() for line in models.get_lines()}
-
-
-def test_initial_weights_are_densities_with_their_spread():
-    ax = plot_initial(INITIAL)
-    for patch, (name, weights) in zip(ax.patches, INITIAL.items(), strict=True):
-        outline = patch.get_xy()
-        xs, ys = outline[:-1:2, 0], outline[1::2, 1]
-        assert np.isclose((np.diff(xs) * ys[: len(xs) - 1]).sum(), 1, atol=1e-6)
-        assert f"{name}\nsd {weights.std():.4f}, at most {np.abs(weights).max():.4f}" in [
-            t.get_text() for t in ax.texts
-        ]
 
 
 def test_dollars_in_titles_are_text():

@@ -303,18 +303,6 @@ def test_figures_show_their_tables():
     assert [label.get_text() for label in ax.get_yticklabels()] == ["raters", "sex"]
     assert full.get_ydata() > hollow.get_ydata(), "the first row is on top"
 
-    gain = pd.DataFrame(
-        {"ids only": [1.1, 0.9], "all": [1.0, 0.8], "rows": [20, 3000]}, ["none", "1 or more"]
-    )
-    ax = figures.plot_gain(gain)
-    assert [list(line.get_ydata()) for line in ax.lines] == [[1.1, 0.9], [1.0, 0.8]]
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["none\n20", "1 or more\n3,000"]
-
-    table = reliability(np.array([0.05, 0.55, 0.95]), np.array([0, 1, 1]))
-    axes = figures.plot_reliability({"one": table, "two, own": table})
-    assert len(axes) == 2 and axes[1].get_title(loc="left") == "two,\nown"
-    assert np.allclose(axes[0].collections[0].get_offsets(), table[["probability", "share"]])
-
     cuts = np.array([[-1.0, 0, 2], [-2.0, -1, 0]])
     ax = figures.plot_cut_points(cuts, ["ada", "bob"])
     ends = np.array([bar.get_x() + bar.get_width() for bar in ax.patches]).reshape(4, 2)

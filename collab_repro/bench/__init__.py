@@ -9,12 +9,5 @@
 All numbers are measured where the command runs. Machines differ and are shared, so compare the ratios.
 """
 
-PARTS = [
-    "startup",
-    "loops",
-    "main",
-    "accuracy",
-    "scale",
-    "published",
-    "tuning",
-]  # of the command; the last two only when asked for
+# Of the command; the last two only when asked for.
+PARTS = ["startup", "loops", "main", "accuracy", "scale", "published", "tuning"]

@@ -5,11 +5,8 @@ own RMSEs is another measure, and GroupLens' fold u1 is harder than a random fif
 """
 
 import sys
-import time
-from collections.abc import Iterable
-from contextlib import redirect_stderr
-from importlib.util import find_spec
-from io import StringIO
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -22,8 +19,9 @@ from ..further.classes import stars_learner, validated
 from ..further.columns import QUICK, SETTINGS, columns_in, with_columns
 from ..sources import RatingsUnavailable, check_ratings
 from ..speed import big_batch
-from ..training import fit, learner
-from . import accuracy
+from ..training import EPOCHS, LR, WD, fit, learner
+from .accuracy import ENSEMBLE, Predicted, _fifth, fitted_myfm, installed, judged
+from .ways import timed
 
 FOLD_1, FOLDS = "100K, GroupLens' fold u1", "100K, mean of GroupLens' five folds"
 FIFTHS, MILLION, TEN_MILLION = "100K, mean of random fifths", "1M, a random tenth", "10M, a random tenth"
@@ -58,7 +56,7 @@ def benchmarks(splits: Iterable[int] = range(3), folds: Iterable[int] = range(1,
     """
     ratings, rows = load_ratings(genres=True, users=True), []
     for split in splits:
-        held = accuracy._fifth(len(ratings), split)[0]
+        held = _fifth(len(ratings), split)[0]
         rows += [(FIFTHS, f"fifth {split}", *row) for row in measured(ratings, held)]
     try:
         for fold in folds:
@@ -81,58 +79,45 @@ def measured(ratings: pd.DataFrame, held: np.ndarray, models: int = 10, large: b
 
     With `large`, single models in `big_batch`'s batches only.
     """
-    stars, names = ratings["rating"].to_numpy(float)[held], columns_in(ratings)
+    names = columns_in(ratings)
     movie = [name for name in ("raters", "genres", "year") if name in names]
-    own = accuracy.ENSEMBLE["settings"]
+    ids, stars = partial(learner, ratings), partial(stars_learner, ratings, columns=names)
+
+    def told(columns: list[str]) -> Callable:
+        return partial(learner, ratings, with_columns(ratings, columns))
+
     if large:
         quick = big_batch(len(ratings) - len(held))
-        kinds = {
-            "one model, ids only": (1, None, quick),
-            "one model, raters, genres, year": (1, movie, quick),
-        }
+        kinds = {"ids only": (ids, quick), "raters, genres, year": (told(movie), quick)}
+        kinds = {f"one model, {name}": (1, *kind) for name, kind in kinds.items()}
+        peers = {}
     else:
         kinds = {
-            "one model, raters, genres, year": (1, movie, QUICK),
-            f"mean of {models}, ids only": (models, None, own),
-            "one model, all columns": (1, names, SETTINGS),
-            f"mean of {models}, all columns": (models, names, SETTINGS),
+            "one model, raters, genres, year": (1, told(movie), QUICK),
+            f"mean of {models}, ids only": (models, ids, {"bs": ENSEMBLE["bs"]}),
+            "one model, all columns": (1, told(names), SETTINGS),
+            f"mean of {models}, all columns": (models, told(names), SETTINGS),
+            "one ordinal model, all columns": (1, stars, STARS),
+            f"mean of {models} ordinal models, all columns": (models, stars, STARS),
         }
-    rows = []
-    for name, (n, columns, settings) in kinds.items():
-        model = {} if columns is None else {"model": with_columns(ratings, columns)}
-        made = {"bs": settings["bs"], "split": held, **model}
-        rows.append((name, *_fitted([learner(ratings, seed=s, **made) for s in range(n)], settings)))
-    if large:
-        return rows
-    for n in (1, models):
-        learns = [stars_learner(ratings, seed=s, columns=names, bs=512, split=held) for s in range(n)]
-        name = "one ordinal model, all columns" if n == 1 else f"mean of {n} ordinal models, all columns"
-        rows.append((name, *_fitted(learns, STARS)))
-    checked = check_ratings(ratings)
-    codes = np.stack([pd.factorize(checked[name])[0] for name in checked.columns[:2]], axis=1)
-    train = np.setdiff1d(np.arange(len(ratings)), held)
-    for name, (package, peer) in accuracy.PEERS.items():
-        if find_spec(package):
-            predicted, seconds = peer(codes[train], ratings["rating"].to_numpy(float)[train], codes[held])
-            rows.append((f"{name}, ids only", accuracy._rmse(predicted, stars), seconds))
-    if find_spec("myfm"):
-        rows.append(("myFM, rank 10, all columns", *_myfm_columns(ratings, held, names)))
-    return rows
+        peers = {f"{name}, ids only": peer for name, peer in installed().items()}
+        if "myFM, rank 10, ids only" in peers:
+            peers["myFM, rank 10, all columns"] = lambda *_: _myfm_columns(ratings, held, names)
+    ours = {name: partial(_fitted, held, n, make, **given) for name, (n, make, given) in kinds.items()}
+    return list(judged(check_ratings(ratings), held, ours, peers))
 
 
-def _fitted(learns: list, settings: dict) -> tuple[float, float]:
-    started = time.perf_counter()
-    fit(learns, *(settings.get(name, accuracy.ENSEMBLE["settings"][name]) for name in ("epochs", "lr", "wd")))
-    seconds = time.perf_counter() - started
+def _fitted(held: np.ndarray, models: int, make: Callable, bs: int, epochs=EPOCHS, lr=LR, wd=WD) -> Predicted:
+    """The mean prediction of models that `make` makes, one a seed, for the rows `held`."""
+    learns = [make(seed=s, bs=bs, split=held) for s in range(models)]
+    _, seconds = timed(fit, learns, epochs, lr, wd)
     given = validated(learns)
-    if given.ndim == 2:
-        given = given @ learns[0].loss_func.stars.double().numpy()
-    return accuracy._rmse(given, learns[0].dls.valid.tensors[1].double().numpy()[:, 0]), seconds
+    return given if given.ndim == 1 else given @ learns[0].loss_func.stars.double().numpy(), seconds
 
 
-def _myfm_columns(ratings: pd.DataFrame, held: np.ndarray, names: list[str]) -> tuple:
-    """RMSE and seconds of myFM with the bags, values and spans of time that our models get."""
-    from myfm import MyFMRegressor, RelationBlock
+def _myfm_columns(ratings: pd.DataFrame, held: np.ndarray, names: list[str]) -> Predicted:
+    """myFM with the bags, values and spans of time that our models get."""
+    from myfm import RelationBlock
 
     learn = learner(ratings, with_columns(ratings, dict.fromkeys(names, 1.0)), split=held)
     model, sides = learn.model, []
@@ -149,24 +134,18 @@ def _myfm_columns(ratings: pd.DataFrame, held: np.ndarray, names: list[str]) -> 
         blocks = [RelationBlock(x[:, side].numpy(), sides[side]) for side in (0, 1)]
         return main, blocks, y[:, 0].double().numpy()
 
-    shapes = [SPANS + 1, *(n for ids, all_ in (side.shape for side in sides) for n in (ids, all_ - ids))]
-    started = time.perf_counter()
-    fm, (main, blocks, y) = MyFMRegressor(rank=10, random_seed=0), told(learn.dls.train)
-    with redirect_stderr(StringIO()):  # its progress bar cannot be turned off
-        fm.fit(main, y, X_rel=blocks, n_iter=200, n_kept_samples=190, group_shapes=shapes)
-    seconds = time.perf_counter() - started
-    main, blocks, y = told(learn.dls.valid)
-    return accuracy._rmse(fm.predict(main, blocks), y), seconds
+    shapes = [SPANS + 1, *(n for ids, every in (side.shape for side in sides) for n in (ids, every - ids))]
+    (main, blocks, y), (held_main, held_blocks, _) = map(told, learn.dls)
+    fm, seconds = fitted_myfm(main, y, shapes, X_rel=blocks)
+    return fm.predict(held_main, held_blocks), seconds
 
 
 def beside(found: pd.DataFrame) -> pd.DataFrame:
     """`benchmarks`' means beside `PUBLISHED`: protocol, model, rmse, seconds, source; best first in each."""
     extra = found[found["split"] == "u1"].assign(protocol=FOLD_1)
-    found = (
-        pd.concat([found, extra]).groupby(["protocol", "model"], as_index=False)[["rmse", "seconds"]].mean()
-    )
+    found = pd.concat([found, extra]).groupby(["protocol", "model"], as_index=False)
     listed = pd.DataFrame(PUBLISHED, columns=["protocol", "model", "rmse", "source"])
-    both = pd.concat([found.assign(source="measured here"), listed])
+    both = pd.concat([found[["rmse", "seconds"]].mean().assign(source="measured here"), listed])
     order = {name: n for n, name in enumerate((FIFTHS, FOLD_1, FOLDS, MILLION, TEN_MILLION))}
     both = both.sort_values(["protocol", "rmse"], key=lambda c: c.map(order) if c.name == "protocol" else c)
     return both[["protocol", "model", "rmse", "seconds", "source"]].reset_index(drop=True)

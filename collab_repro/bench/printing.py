@@ -10,17 +10,11 @@ from tqdm import tqdm
 from ..command.folder import ResultsError, draw
 from ..command.ratings import settings_for
 from ..command.report import versions
-from ..models import Y_RANGE
+from ..models import Y_RANGE, YRange
 from ..processes import usable_cores
 from ..sources.files import write_table
 from ..training import BS
-from . import accuracy, benchmarks, sizes, ways
-
-
-def machine() -> str:
-    """The processor, its usable cores and PyTorch's threads, on one line."""
-    model = sizes.proc_value("cpuinfo", "model name") or platform.machine()
-    return f"{model}, usable cores: {usable_cores()}, threads of PyTorch: {torch.get_num_threads()}"
+from . import PARTS, accuracy, benchmarks, sizes, ways
 
 
 def bench_command(args: argparse.Namespace, ratings: pd.DataFrame, bar: tqdm) -> None:
@@ -31,69 +25,67 @@ def bench_command(args: argparse.Namespace, ratings: pd.DataFrame, bar: tqdm) ->
     bar.close()
     made, _ = settings_for(args, ratings)
     y_range, bs = made.get("y_range", Y_RANGE), made.get("bs", BS)
-    print(f"{machine()}; {versions()}.")
-    if "startup" in args.parts:
-        seconds = ways.startup(args.repeats)
-        write_table(args.out / "bench-startup.csv", seconds)
-        _print(f"Whole processes, median of {args.repeats}", _markdown(seconds, ("", ".2f")))
-    if "loops" in args.parts:
-        timings = ways.loops(ratings, args.repeats, y_range=y_range, bs=bs)
-        write_table(args.out / "bench-loops.csv", timings)
-        table = _markdown(ways.ratios(timings), ("", ".1f", ".2f", ".2f"))
-        _print(f"A model-epoch at batch {bs}, median of {args.repeats}", table)
-    if "main" in args.parts:
-        ours, stock = ways.main_command(ratings, y_range=y_range, bs=bs).values()
-        ratio = f"{ours / stock:.2f} of stock fastai's time for the same model-epochs"
-        _print("The whole main command", f"{ratio} ({ours:.0f} s against {stock:.0f} s)")
-    if "accuracy" in args.parts:
-        errors = accuracy.accuracy(ratings, y_range=y_range)
-        write_table(args.out / "bench-accuracy.csv", errors)
-        wide = _by_split(errors, ["model"]).loc[errors["model"].unique()]
-        table = wide.assign(seconds=errors.groupby("model")["seconds"].median()).reset_index()
-        formats = ("", *[".4f"] * len(wide.columns), ".1f")
-        _print("RMSE (stars) on three held-out fifths", _markdown(table, formats))
-    if "scale" in args.parts:
-        costs = sizes.scale()
-        if costs.empty:
-            raise ResultsError("not one size could be trained")
-        write_table(args.out / "bench-scale.csv", costs)
-        speed = costs["ratings_per_s"]
-        flat = f"most to least per rating: {speed.max() / speed.min():.1f}"
-        _print("Cost against size, planted ratings", f"{flat}\n\n{_markdown(costs, ',.4g')}")
-        draw(args.out)
-    if "published" in args.parts:
-        found = benchmarks.benchmarks()
-        write_table(args.out / "bench-published.csv", found)
-        wide = _by_split(found, ["protocol", "model"])
-        wide = wide.assign(seconds=found.groupby(["protocol", "model"])["seconds"].median()).reset_index()
-        formats = ("", "", *[".4f"] * (len(wide.columns) - 3), ".1f")
-        _print("RMSE (stars) on each split", _markdown(wide, formats))
-        table = _markdown(benchmarks.beside(found), ("", "", ".4f", ".1f", ""))
-        _print("Published beside measured, by protocol", table)
-    if "tuning" in args.parts:
-        errors = accuracy.tuning(ratings, y_range=y_range)
-        write_table(args.out / "bench-tuning.csv", errors)
-        grid = list(accuracy.GRID)
-        wide = _by_split(errors, grid)
-        formats = (*["g"] * len(grid), *[".4f"] * len(wide.columns))
-        heading = "RMSE (stars) of the mean of ten models on a fifth of each split's training rows"
-        _print(heading, _markdown(wide.reset_index(), formats))
+    machine = sizes.proc_value("cpuinfo", "model name") or platform.machine()
+    machine += f", usable cores: {usable_cores()}, threads of PyTorch: {torch.get_num_threads()}"
+    print(f"{machine}; {versions()}.")
+    for part in filter(args.parts.__contains__, PARTS):
+        heading, table, text = _measured(part, ratings, args.repeats, y_range, bs)
+        if table is not None:
+            write_table(args.out / f"bench-{part}.csv", table)
+        print(f"\n## {heading}\n\n{text}", flush=True)
+        if part == "scale":
+            draw(args.out)
     print(f"\nWrote {', '.join(f.name for f in sorted(args.out.glob('bench-*')))} in {args.out}")
 
 
-def _print(heading: str, text: str) -> None:
-    print(f"\n## {heading}\n\n{text}", flush=True)
+def _measured(
+    part: str, ratings: pd.DataFrame, repeats: int, y_range: YRange, bs: int
+) -> tuple[str, pd.DataFrame | None, str]:
+    """What a part of the bench found: a heading, the table to keep, and the text to print."""
+    if part == "startup":
+        seconds = ways.startup(repeats)
+        return f"Whole processes, median of {repeats}", seconds, _markdown(seconds, ".2f")
+    if part == "loops":
+        timings = ways.loops(ratings, repeats, y_range=y_range, bs=bs)
+        text = _markdown(ways.ratios(timings), ".1f", ".2f", ".2f")
+        return f"A model-epoch at batch {bs}, median of {repeats}", timings, text
+    if part == "main":
+        ours, stock = ways.main_command(ratings, y_range=y_range, bs=bs).values()
+        text = f"{ours / stock:.2f} of stock fastai's time for the same model-epochs"
+        return "The whole main command", None, f"{text} ({ours:.0f} s against {stock:.0f} s)"
+    if part == "accuracy":
+        errors = accuracy.accuracy(ratings, y_range=y_range)
+        table = _by_split(errors, ["model"]).set_index("model").loc[errors["model"].unique()].reset_index()
+        return "RMSE (stars) on three held-out fifths", errors, _markdown(table, ".4f", ".1f")
+    if part == "scale":
+        costs = sizes.scale()
+        if costs.empty:
+            raise ResultsError("not one size could be trained")
+        flat = costs["ratings_per_s"].max() / costs["ratings_per_s"].min()
+        text = f"most to least per rating: {flat:.1f}\n\n{_markdown(costs, ',.4g')}"
+        return "Cost against size, planted ratings", costs, text
+    if part == "published":
+        found = benchmarks.benchmarks()
+        splits = _markdown(_by_split(found, ["protocol", "model"]), ".4f", ".1f")
+        beside = _markdown(benchmarks.beside(found), ".4f", ".1f", "")
+        text = f"{splits}\n\n## Published beside measured, by protocol\n\n{beside}"
+        return "RMSE (stars) on each split", found, text
+    errors, grid = accuracy.tuning(ratings, y_range=y_range), list(accuracy.GRID)
+    heading = "RMSE (stars) of the mean of ten models on a fifth of each split's training rows"
+    splits = errors["split"].unique()
+    return heading, errors, _markdown(_by_split(errors, grid), "g", *[".4f"] * len(splits))
 
 
 def _by_split(errors: pd.DataFrame, index: list[str]) -> pd.DataFrame:
-    """The RMSE with a column for each split."""
-    return errors.pivot(index=index, columns="split", values="rmse").add_prefix("split ")
+    """The RMSE with a column for each split, and the median of the seconds where they are known."""
+    wide = errors.pivot(index=index, columns="split", values="rmse").add_prefix("split ")
+    if "seconds" in errors:
+        wide["seconds"] = errors.groupby(index)["seconds"].median()
+    return wide.reset_index()
 
 
-def _markdown(table: pd.DataFrame, formats: str | tuple[str, ...]) -> str:
-    """A Markdown table with columns of numbers to the right, floats as `formats` say."""
-    gaps = [name for name in table if table[name].isna().any()]  # nothing stands where there is no number
-    shown = table.assign(
-        **{name: table[name].astype(object).where(table[name].notna(), None) for name in gaps}
-    )
-    return shown.to_markdown(index=False, floatfmt=formats, numalign="right", missingval="")
+def _markdown(table: pd.DataFrame, *formats: str) -> str:
+    """A Markdown table; `formats` are of the last columns' floats, the first of them is of all before too."""
+    formats = [formats[0]] * (table.shape[1] - len(formats)) + list(formats)
+    known = table.astype(object).where(table.notna(), None)  # nothing stands where there is no number
+    return known.to_markdown(index=False, floatfmt=formats, numalign="right", missingval="")

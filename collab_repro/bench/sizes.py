@@ -37,17 +37,16 @@ def proc_value(file: str, name: str) -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(name)), "")
 
 
-def scale(sizes: Iterable[str] = tuple(SIZES), epochs: int = EPOCHS, bs: int | None = None) -> pd.DataFrame:
+def scale(sizes: Iterable[str] = tuple(SIZES), epochs: int = EPOCHS) -> pd.DataFrame:
     """Train on planted ratings of MovieLens' sizes with `big_batch`, each size in its own process.
 
-    `bs` sets another batch size, to see what a rating costs regardless of the loss.
     Columns: size, ratings, users, titles, bs, epochs, seconds (median epoch, validation included),
     ratings_per_s, memory (peak, GB, planting included; Linux only), valid_loss (MSE after the last epoch).
     A size that fails is left out, with its reason on stderr.
     """
     rows = []
     for size in sizes:
-        code = f"from collab_repro.bench.sizes import one_size; one_size({size!r}, {epochs}, {bs})"
+        code = f"from collab_repro.bench.sizes import one_size; one_size({size!r}, {epochs})"
         run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
         if run.returncode:
             reason = (run.stderr.strip().splitlines() or [f"killed by signal {-run.returncode}"])[-1]
@@ -57,7 +56,7 @@ def scale(sizes: Iterable[str] = tuple(SIZES), epochs: int = EPOCHS, bs: int | N
     return pd.DataFrame(rows)
 
 
-def one_size(size: str, epochs: int, bs: int | None = None) -> None:
+def one_size(size: str, epochs: int) -> None:
     """Train on planted ratings of `size`, and print the row of `scale` as JSON."""
     users, titles, n = SIZES[size]
     ratings = planted_ratings(users, titles, n)[0]
@@ -67,8 +66,7 @@ def one_size(size: str, epochs: int, bs: int | None = None) -> None:
     valid = torch.randperm(n, generator=torch.Generator().manual_seed(0))[: n // 5]
     training = torch.ones(n, dtype=torch.bool).index_fill_(0, valid, False)
     settings = big_batch(n - n // 5)
-    own_bs = settings.pop("bs")
-    bs = bs or own_bs
+    bs = settings.pop("bs")
     datasets = TensorDataset(x[training], y[training]), TensorDataset(x[valid], y[valid])
     del x, y
     dls = DataLoaders(*(TensorDL(d, bs, shuffle=d is datasets[0]) for d in datasets), device="cpu")
@@ -78,9 +76,7 @@ def one_size(size: str, epochs: int, bs: int | None = None) -> None:
     with few_threads(bs * N_FACTORS):
         loss = fit_quietly(learn, epochs, **settings)
     seconds = float(np.median(learn.stopwatch.seconds))
-    peak = proc_value("self/status", "VmHWM").removesuffix(
-        " kB"
-    )  # getrusage counts what the parent held, too
+    peak = proc_value("self/status", "VmHWM").removesuffix(" kB")  # getrusage counts the parent's, too
     row = {"ratings": n, "users": users, "titles": titles, "bs": bs, "epochs": epochs, "seconds": seconds}
     row |= {"ratings_per_s": n / seconds, "memory": int(peak) / 2**20 if peak else math.nan}
     print(json.dumps(row | {"valid_loss": loss}))

@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from statistics import median
 
 import numpy as np
@@ -17,7 +18,6 @@ from fastai.collab import CollabDataLoaders, collab_learner
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import MSELossFlat
-from fastai.optimizer import Adam
 
 from ..loader import RatingsDL
 from ..models import N_FACTORS, Y_RANGE, DotProductBias, YRange
@@ -36,21 +36,26 @@ def fit_quietly(learn: Learner, epochs: int = EPOCHS, lr: float = LR, wd: float 
     return learn.recorder.values[-1][1]
 
 
+def timed(run: Callable, *args, **kwargs) -> tuple[object, float]:
+    """What `run` returns, and the seconds that it takes."""
+    started = time.perf_counter()
+    result = run(*args, **kwargs)
+    return result, time.perf_counter() - started
+
+
 def stock_learner(ratings: pd.DataFrame, seed: int = 0, y_range: YRange = Y_RANGE, bs: int = BS) -> Learner:
     """fastai's own Learner, with its own loaders."""
     dls = CollabDataLoaders.from_df(check_ratings(ratings, y_range=y_range), bs=bs, seed=seed)
     return collab_learner(dls, n_factors=N_FACTORS, y_range=y_range)
 
 
-def hand_written(
-    dls: DataLoaders, epochs: int = 1, lr: float = LR, wd: float = WD, y_range: YRange = Y_RANGE
-) -> float:
+def hand_written(dls: DataLoaders, epochs: int = 1, y_range: YRange = Y_RANGE) -> float:
     """The same training as a plain PyTorch loop, the least that any Learner can cost: the final loss."""
     model, bs = DotProductBias(*map(len, dls.classes.values()), N_FACTORS, y_range), dls.train.bs
-    opt = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), eps=1e-5, weight_decay=wd, fused=True)
+    opt = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), eps=1e-5, weight_decay=WD, fused=True)
     (x, y), (valid_x, valid_y) = ((t.long() if i == 0 else t for i, t in enumerate(dl.tensors)) for dl in dls)
     steps, step = epochs * -(-len(x) // bs), 0
-    rates, moms = combined_cos(0.25, lr / 25, lr, lr / 1e5), combined_cos(0.25, 0.95, 0.85, 0.95)
+    rates, moms = combined_cos(0.25, LR / 25, LR, LR / 1e5), combined_cos(0.25, 0.95, 0.85, 0.95)
     for _ in range(epochs):
         order = torch.randperm(len(x))
         for xb, yb in zip(x[order].split(bs), y[order].split(bs), strict=True):
@@ -66,20 +71,16 @@ def hand_written(
 
 
 def loops(
-    ratings: pd.DataFrame,
-    repeats: int = 3,
-    epochs: int = EPOCHS,
-    y_range: YRange = Y_RANGE,
-    bs: int = BS,
+    ratings: pd.DataFrame, repeats: int = 3, epochs: int = EPOCHS, y_range: YRange = Y_RANGE, bs: int = BS
 ) -> pd.DataFrame:
     """Seconds of each way to train DotProductBias, `repeats` times in turn.
 
     Columns: loop, repeat, seconds (training and validation of one model for one epoch, measured over
     `epochs` epochs without making the loaders), valid_loss (MSE).
     """
+    checked = check_ratings(ratings, y_range=y_range)
 
     def in_memory() -> DataLoaders:
-        checked = check_ratings(ratings, y_range=y_range)
         return CollabDataLoaders.from_df(checked, bs=bs, seed=0, dl_type=RatingsDL)
 
     def one(**kwargs) -> Callable[[], float]:
@@ -96,27 +97,21 @@ def loops(
 
         return run
 
-    stock = partial(stock_learner, ratings, 0, y_range, bs)
-    ways = {  # each prepares a run of so many models; only the run is timed
-        "stock collab_learner": (
-            lambda: partial(fit_quietly, stock(), epochs),
-            1,
-        ),
-        "RatingsDL": (partial(one, opt_func=Adam), 1),
-        "RatingsDL, FastLoop": (partial(one, opt_func=Adam, cbs=FastLoop), 1),
-        "RatingsDL, FastLoop, FusedAdam": (partial(one, opt_func=FusedAdam, cbs=FastLoop), 1),
-        "hand-written": (lambda: partial(hand_written, in_memory(), epochs, y_range=y_range), 1),
-        f"{SEEDS} seeds in one pass": (partial(many, 1), SEEDS),
-        f"{SEEDS} seeds, {usable_cores()} processes": (partial(many, usable_cores()), SEEDS),
+    ways = {  # each prepares a run of one model, or of SEEDS; only the run is timed
+        "stock collab_learner": lambda: partial(fit_quietly, stock_learner(checked, 0, y_range, bs), epochs),
+        "RatingsDL": one,
+        "RatingsDL, FastLoop": partial(one, cbs=FastLoop),
+        "RatingsDL, FastLoop, FusedAdam": partial(one, opt_func=FusedAdam, cbs=FastLoop),
+        "hand-written": lambda: partial(hand_written, in_memory(), epochs, y_range=y_range),
+        f"{SEEDS} seeds in one pass": partial(many, 1),
+        f"{SEEDS} seeds, {usable_cores()} processes": partial(many, usable_cores()),
     }
     rows = []
     with few_threads(bs * N_FACTORS):
-        for repeat in range(repeats):
-            for name, (prepare, models) in ways.items():
-                run = prepare()
-                started = time.perf_counter()
-                loss = run()
-                rows.append((name, repeat, (time.perf_counter() - started) / models / epochs, loss))
+        for repeat, (name, prepare) in product(range(repeats), ways.items()):
+            loss, seconds = timed(prepare())
+            models = SEEDS if "seeds" in name else 1
+            rows.append((name, repeat, seconds / models / epochs, loss))
     return pd.DataFrame(rows, columns=["loop", "repeat", "seconds", "valid_loss"])
 
 
@@ -128,11 +123,7 @@ def ratios(timings: pd.DataFrame) -> pd.DataFrame:
 
 
 def main_command(
-    ratings: pd.DataFrame,
-    seeds: int = 3,
-    epochs: int = EPOCHS,
-    y_range: YRange = Y_RANGE,
-    bs: int = BS,
+    ratings: pd.DataFrame, seeds: int = 3, epochs: int = EPOCHS, y_range: YRange = Y_RANGE, bs: int = BS
 ) -> dict[str, float]:
     """Seconds of the whole main command, and of stock fastai for the same number of model-epochs."""
     with tempfile.TemporaryDirectory() as folder:
@@ -144,10 +135,12 @@ def main_command(
         command += ["--batch", str(bs)] if bs != BS else []
         command += ["--y-range", *map(str, y_range)] if y_range != Y_RANGE else []
         ours = _seconds_of("-m", "collab_repro", *command)
-    started = time.perf_counter()
-    for seed in range(2 * seeds):
-        fit_quietly(stock_learner(ratings, seed, y_range, bs), epochs)
-    return {"main command": ours, "stock collab_learner": time.perf_counter() - started}
+
+    def stock() -> None:
+        for seed in range(2 * seeds):
+            fit_quietly(stock_learner(ratings, seed, y_range, bs), epochs)
+
+    return {"main command": ours, "stock collab_learner": timed(stock)[1]}
 
 
 def startup(repeats: int = 3) -> pd.DataFrame:
@@ -167,8 +160,7 @@ def startup(repeats: int = 3) -> pd.DataFrame:
 
 def _seconds_of(*arguments: str) -> float:
     """Seconds of a Python process with these arguments; raises RuntimeError with what it said last."""
-    started = time.perf_counter()
-    run = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+    run, seconds = timed(subprocess.run, [sys.executable, *arguments], capture_output=True, text=True)
     if run.returncode:
         raise RuntimeError(f"{' '.join(arguments)}: {(run.stderr.strip().splitlines() or ['failed'])[-1]}")
-    return time.perf_counter() - started
+    return seconds

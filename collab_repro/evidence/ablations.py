@@ -17,8 +17,9 @@ from fastai.layers import Embedding, trunc_normal_
 from fastai.learner import Learner
 from torch import Tensor, nn
 
+from ..comparison import SameStart
 from ..models import N_FACTORS, Y_RANGE, DotProductBias, DotProductBiasParams, create_params, squash, tables
-from ..training import EPOCHS, LR, fit, learner
+from ..training import EPOCHS, fit, learner
 from .lookups import GatherScatter
 
 OUTCOMES = {
@@ -41,10 +42,10 @@ def cut_normal(size: Sequence[int]) -> nn.Parameter:
     return nn.Parameter(trunc_normal_(torch.zeros(*size), std=0.01))
 
 
-def drawn_twice(size: Sequence[int], create=create_params) -> nn.Parameter:
-    """`create(size)` after as many unused draws: nn.Embedding fills its table before fastai refills it."""
+def drawn_twice(size: Sequence[int]) -> nn.Parameter:
+    """A table after as many unused draws: nn.Embedding fills its table before fastai refills it."""
     torch.empty(*size).normal_()
-    return create(size)
+    return create_params(size)
 
 
 def column(size: Sequence[int], create=create_params):
@@ -80,7 +81,6 @@ class Params(DotProductBiasParams):
 own_backward = partial(Params, lookup=GatherScatter.apply)
 cut = partial(Params, create=cut_normal)
 twice = partial(Params, create=drawn_twice)
-cut_and_twice = partial(Params, create=partial(drawn_twice, create=cut_normal))  # as Embeddings are drawn
 two_ints = partial(Params, create=lambda size: create_params(*size))
 keepdim = partial(Params, keepdim=True)
 columns = partial(Params, create=column)
@@ -153,32 +153,30 @@ def ablate(
     changes: Iterable[Change] = CHANGES,
     seeds: Iterable[int] = range(3),
     epochs: int = EPOCHS,
-    lr: float = LR,
     wd: float = 0.2,
     bs: int = 512,
     n_factors: int = N_FACTORS,
 ) -> pd.DataFrame:
     """Train every change over `seeds`, each on the same split and batches as the unchanged model.
 
-    The table has a row for each unchanged model, then a row for each change. Columns: change, of (the
-    model), outcome, detail (the exception), loss (final validation loss by the run's own loss function),
-    mse and sd (validation MSE where every row is predicted by itself; sd over seeds). Losses are means
-    over seeds, and NaN where nothing was trained. Batches of 512 with `wd` .2 bring the unchanged models
-    to the same loss as the chapter's 64 with .1, in an eighth of the steps.
+    A row for each unchanged model, then one for each change. Columns: change, of (the model), outcome,
+    detail (the exception), loss (final validation loss by the run's own loss function), mse and sd
+    (validation MSE of each row predicted by itself; sd over seeds). Losses are means over seeds, NaN where
+    nothing was trained. Batches of 512 with `wd` .2 end at the same loss as the chapter's 64 with .1.
     """
-    settings = {"epochs": epochs, "lr": lr, "wd": wd, "bs": bs, "n_factors": n_factors}
     seeds, changes = list(seeds), list(changes)
-    bases = [of for of in (E, P) if any(c.of is of for c in changes)]
-    unchanged = {of: _runs(ratings, of, None, seeds, **settings) for of in bases}
-    rows = [("as in the chapter", of.__name__, "", "", *_losses(runs)) for of, runs in unchanged.items()]
-    for c in changes:
+    bases = [Change("as in the chapter", of, of, "") for of in (E, P) if any(c.of is of for c in changes)]
+    unchanged, rows = {}, []
+    for c in bases + changes:
         try:
-            runs = _runs(ratings, c.model, c.loss, seeds, **settings)
+            runs = _runs(ratings, c.model, c.loss, seeds, epochs, wd, bs, n_factors)
         except (RuntimeError, TypeError) as error:
             detail = shorten(f"{type(error).__name__}: {error}", 120, placeholder=" ...")
-            rows.append((c.change, c.of.__name__, "raises", detail, *[float("nan")] * 3))
+            found = "raises", detail, *[float("nan")] * 3
         else:
-            rows.append((c.change, c.of.__name__, _outcome(runs, unchanged[c.of]), "", *_losses(runs)))
+            base = unchanged.setdefault(c.of, runs)
+            found = "" if base is runs else _outcome(runs, base), "", *_losses(runs)
+        rows.append((c.change, c.of.__name__, *found))
     return pd.DataFrame(rows, columns=["change", "of", "outcome", "detail", "loss", "mse", "sd"])
 
 
@@ -186,17 +184,15 @@ def ablate(
 class _Run:
     learn: Learner
     initial: dict[str, Tensor]
-    mixes: bool  # rows of a batch
     mse: float
 
 
-def _runs(ratings, model, loss, seeds, epochs, lr, wd, bs, n_factors) -> list[_Run]:
+def _runs(ratings, model, loss, seeds, epochs, wd, bs, n_factors) -> list[_Run]:
     """The model trained from each of `seeds`."""
-
-    def build(dls):
-        return model(*map(len, dls.classes.values()), n_factors)
-
-    learns = [learner(ratings, build, seed, bs=bs) for seed in seeds]
+    learns = [
+        learner(ratings, lambda dls: model(*map(len, dls.classes.values()), n_factors), seed, bs=bs)
+        for seed in seeds
+    ]
     initial = [{n: t.detach().clone() for n, t in tables(learn.model).items()} for learn in learns]
     for learn in learns:
         learn.loss_func = loss or learn.loss_func
@@ -207,16 +203,8 @@ def _runs(ratings, model, loss, seeds, epochs, lr, wd, bs, n_factors) -> list[_R
     first = learns[0].model
     together = len(tables(first)) == len(list(first.parameters()))  # else `fit` knows nothing of a table
     for part in [learns] if together else [[learn] for learn in learns]:
-        fit(part, epochs, lr, wd)
-    return [_Run(ln, start, _mixes(ln), mse_by_row(ln)) for ln, start in zip(learns, initial, strict=True)]
-
-
-def _mixes(learn: Learner) -> bool:
-    """Whether the loss of a batch differs from the mean of its rows' losses."""
-    x, y = (part[:8] for part in learn.dls.valid.one_batch())
-    with torch.no_grad():
-        each = [learn.loss_func(learn.model(x[i : i + 1]), y[i : i + 1]) for i in range(len(x))]
-        return not torch.allclose(learn.loss_func(learn.model(x), y), torch.stack(each).mean(), rtol=1e-4)
+        fit(part, epochs, wd=wd)
+    return [_Run(learn, start, mse_by_row(learn)) for learn, start in zip(learns, initial, strict=True)]
 
 
 def mse_by_row(learn: Learner) -> float:
@@ -232,27 +220,27 @@ def mse_by_row(learn: Learner) -> float:
 
 def _losses(runs: list[_Run]) -> tuple[float, float, float]:
     """Mean loss, mean MSE and the MSE's standard deviation over `runs`."""
-    loss = pd.Series([run.learn.recorder.values[-1][1] for run in runs])
-    each = pd.Series([run.mse for run in runs])
-    return float(loss.mean()), each.mean(), each.std()
+    losses = pd.DataFrame([(run.learn.recorder.values[-1][1], run.mse) for run in runs])
+    return *losses.mean(), losses[1].std()
 
 
 def _outcome(runs: list[_Run], unchanged: list[_Run]) -> str:
     """The key of `OUTCOMES` that describes `runs` next to the unchanged model's runs on the same seeds."""
-    if any(run.mixes for run in runs):
+    if any(_mixes(run.learn) for run in runs):
         return "silently wrong"
     if any(torch.equal(t, run.initial[name]) for run in runs for name, t in tables(run.learn.model).items()):
         return "never trains"
-    if all(map(_same, runs, unchanged)):
+    if all(
+        SameStart.of(other.learn, run.learn).identical for run, other in zip(runs, unchanged, strict=True)
+    ):
         return "nothing changes"
     worse = _losses(runs)[1] - _losses(unchanged)[1] > 0.02
     return "trains worse" if worse else "same quality"
 
 
-def _same(run: _Run, other: _Run) -> bool:
-    """Whether both runs recorded the same losses and ended with the same tables, to the bit."""
-    losses = zip(run.learn.recorder.losses, other.learn.recorder.losses, strict=True)
-    theirs = tables(other.learn.model)
-    return all(torch.equal(a, b) for a, b in losses) and all(
-        torch.equal(t.reshape(theirs[n].shape), theirs[n]) for n, t in tables(run.learn.model).items()
-    )
+def _mixes(learn: Learner) -> bool:
+    """Whether the loss of a batch differs from the mean of its rows' losses."""
+    x, y = (part[:8] for part in learn.dls.valid.one_batch())
+    with torch.no_grad():
+        each = [learn.loss_func(learn.model(x[i : i + 1]), y[i : i + 1]) for i in range(len(x))]
+        return not torch.allclose(learn.loss_func(learn.model(x), y), torch.stack(each).mean(), rtol=1e-4)

@@ -3,6 +3,7 @@
 import math
 import re
 from ast import literal_eval
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,26 +45,22 @@ class Diagnosis:
 
 
 def diagnose(run: object, against: int | None = None) -> Diagnosis:
-    """Why your numbers are not the book's: a verdict and a table.
+    """Why your numbers are not the book's: a verdict and a table. `run` is either of two.
 
-    `run` is either of two.
-
-    - A fastai Learner on CollabDataLoaders, before or after fitting. The table has a row for each
-      difference from the chapter's run that it is most like (or the run `against`): what was found, what the
-      chapter has, what that does to the final validation MSE, and the remedy. The effect is that on run 4,
-      as measured over ten paired seeds (mean and its 95 % interval; for the loader, on the run itself over
-      20 splits), at the measured value nearest to the one found. Nothing is trained or changed. What only
-      a fit shows (epochs, learning rate, schedule) is left out before one, and after `validate()`.
+    - A fastai Learner on CollabDataLoaders, before or after fitting. A row for each difference from the
+      chapter's run that it is most like (or the run `against`): what was found, what the chapter has, its
+      effect on the final validation MSE, and the remedy. The effect is that on run 4 (of the loader, on the
+      run itself), a mean over paired seeds with its 95 % interval, at the measured value nearest to the one
+      found. Nothing is trained or changed. What only a fit shows (epochs, learning rate, schedule) is left
+      out before one, and after `validate()`.
     - A table of losses: what fastai printed, as text or HTML, a DataFrame with train_loss and valid_loss,
-      or a list of rows (train, valid). The table has the chapter's eight runs with both loaders, nearest
+      or a list of rows (train, valid). A row for each of the chapter's runs with both loaders, nearest
       first: `distance`, in standard deviations between splits (root mean square over the ten losses, their
       correlation taken into account), and `probability`, that the table is that run if it is one of them.
 
     Raises `DiagnosisError` for anything else.
     """
-    if hasattr(run, "dls"):
-        return _of_learner(run, against)
-    return _of_losses(pasted(run))
+    return _of_learner(run, against) if hasattr(run, "dls") else _of_losses(pasted(run))
 
 
 def _of_learner(learn, against: int | None) -> Diagnosis:
@@ -76,12 +73,12 @@ def _of_learner(learn, against: int | None) -> Diagnosis:
     except TypeError as error:
         raise DiagnosisError(f"{error}; make them with CollabDataLoaders.from_df") from None
     effects = pd.read_csv(EFFECTS, dtype={"value": str}, keep_default_na=False)
-    columns = {"found": [], "the chapter's": [], "effect on valid_loss": [], "remedy": []}
-    for setting, *shown, remedy, value in findings:
-        effect = _effect(effects, setting, run.number if setting == "loader" else value)
-        for column, text in zip(columns.values(), (*shown, effect, remedy), strict=True):
-            column.append(text)
-    table = pd.DataFrame(columns, [setting for setting, *_ in findings], dtype=str)
+    rows = [
+        (*shown, _effect(effects, setting, run.number if setting == "loader" else value), remedy)
+        for setting, *shown, remedy, value in findings
+    ]
+    columns = ["found", "the chapter's", "effect on valid_loss", "remedy"]
+    table = pd.DataFrame(rows, [setting for setting, *_ in findings], columns, dtype=str)
     count = f"{len(table)} difference{'s' * (len(table) != 1)}" if len(table) else "No difference"
     yet = "" if fitted else " Epochs, learning rate and schedule show after a fit."
     return Diagnosis(f"{count} from the chapter's run {run.number} ({run.name}).{yet}", table)
@@ -90,7 +87,7 @@ def _of_learner(learn, against: int | None) -> Diagnosis:
 def _effect(effects: pd.DataFrame, setting: str, value: object) -> str:
     """The measured effect of `setting` at the value nearest to `value`, as text."""
     known = effects[effects["setting"] == setting]
-    apart = [_apart(value, literal(text)) for text in known["value"]]
+    apart = [_apart(value, text) for text in known["value"]]
     if (value is None and setting != "y_range") or not len(known) or min(apart) == math.inf:
         return "not measured"
     row = known.iloc[int(np.argmin(apart))]
@@ -98,21 +95,13 @@ def _effect(effects: pd.DataFrame, setting: str, value: object) -> str:
     return f"{row['mean']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f}){at}"
 
 
-def literal(text: str) -> object:
-    """A number, a tuple or None from a CSV's text, or the text itself."""
-    try:
-        return literal_eval(str(text))
-    except (ValueError, SyntaxError):
-        return text
-
-
-def _apart(a: object, b: object) -> float:
-    """How far two values of a setting are apart: numbers by their ratio, ranges by their ends."""
-    if isinstance(a, tuple) and isinstance(b, tuple):
-        return sum(abs(x - y) for x, y in zip(a, b, strict=True))
-    if all(isinstance(v, int | float | np.number) for v in (a, b)):
-        return abs(math.log(max(float(a), 1e-3) / max(float(b), 1e-3)))
-    return 0 if a == b else math.inf
+def _apart(value: object, measured: str) -> float:
+    """How far a setting's value is from one in effects.csv: numbers by their ratio, ranges by their ends."""
+    if isinstance(value, tuple) and measured.startswith("("):
+        return sum(abs(a - b) for a, b in zip(value, literal_eval(measured), strict=True))
+    with suppress(TypeError, ValueError):
+        return abs(math.log(max(float(value), 1e-3) / max(float(measured), 1e-3)))
+    return 0 if str(value) == measured else math.inf
 
 
 def pasted(losses: object) -> np.ndarray:
@@ -176,13 +165,10 @@ def _of_losses(losses: np.ndarray) -> Diagnosis:
         raise DiagnosisError(f"the table has {len(losses)} epochs, and all of the chapter's runs have 5")
     apart = distances(losses, *spread())
     likely = np.exp(losses.size * (apart.min() ** 2 - apart**2) / 2)
-    columns = {
-        "run": [RUNS[run].name for run, _ in apart.index],
-        "loader": [LOADERS[replacement] for _, replacement in apart.index],
-        "distance": apart.round(2),
-        "probability": (likely / likely.sum()).round(3),
-    }
-    table = pd.DataFrame(columns).droplevel("replacement").rename_axis(None).iloc[np.argsort(apart)]
+    table = pd.DataFrame({"distance": apart.round(2), "probability": (likely / likely.sum()).round(3)})
+    table.insert(0, "run", [RUNS[run].name for run, _ in apart.index])
+    table.insert(1, "loader", [LOADERS[replacement] for _, replacement in apart.index])
+    table = table.droplevel("replacement").rename_axis(None).iloc[np.argsort(apart)]
     named = table[table["probability"] >= LIKELY]
     *first, last = sorted(set(named.index))
     runs = f"run {', '.join(map(str, first))} or {last}" if first else f"run {last}"

@@ -5,12 +5,9 @@
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import pandas as pd
-from fastai.learner import Learner
 from fastai.losses import L1LossFlat
 from fastai.optimizer import SGD
 from scipy.special import stdtrit
@@ -22,90 +19,61 @@ from .diagnosis import distances
 from .eight_runs import REPLACED
 
 COLUMNS = ["setting", "value", "mean", "sd", "n", "low", "high"]
+VALUES = {
+    "y_range": (None, (0, 5), (1, 5), (0.5, 5.5), (0, 6), (0, 10)),
+    "wd": (0, 0.01, 0.03, 0.2, 0.3, 1),
+    "factors": (5, 10, 20, 100, 200),
+    "epochs": (1, 2, 3, 4, 6, 10, 20),
+    "lr": (1e-4, 5e-4, 1e-3, 2e-3, 1e-2, 2e-2, 1e-1),
+    "schedule": ("flat",),
+    "bs": (16, 32, 128, 256, 512, 1024),
+    "loss": ("L1",),
+    "shape": ("broadcast",),
+    "untrained": ("user_factors", "movie_factors", "user_bias", "movie_bias"),
+    "items": ("ids",),
+    "rows missing": (0.1, 0.5),  # share of the rows
+    "rows doubled": (0.1, 1),
+    "valid_pct": (0.1, 0.3),
+    "optimizer": ("SGD",),
+    "fits": (2,),
+}
+CHANGES = [(setting, value) for setting, values in VALUES.items() for value in values]
 
 
-@dataclass(frozen=True)
-class Change:
-    """One difference: the setting, its value, how the Learner is made, changed and fitted."""
-
-    setting: str
-    value: object
-    made: dict = field(default_factory=dict)  # for `learner`
-    change: Callable[[Learner], None] = lambda learn: None
-    fitted: dict = field(default_factory=dict)  # for `fit`
-    rows: Callable[[pd.DataFrame], pd.DataFrame] = lambda ratings: ratings
-    fit: Callable = fit
-
-
-def _y_range(y_range: tuple | None, learn: Learner) -> None:
-    learn.model.y_range = y_range
-
-
-def _set(learn: Learner, **values) -> None:
-    for name, value in values.items():
-        setattr(learn, name, value)
-
-
-def _frozen(table: str, learn: Learner) -> None:
-    getattr(learn.model, table).weight.requires_grad_(False)
-
-
-def _flat(learns: list[Learner], epochs: int, lr: float, wd: float) -> None:
+def finals(
+    ratings: pd.DataFrame, seeds: Iterable[int], setting: str = "", value: object = None
+) -> np.ndarray:
+    """The final validation MSE of run 4 with one of `CHANGES`, (seeds,), each row predicted by itself."""
+    if setting.startswith("rows"):
+        share = value if setting == "rows doubled" else 1 - value
+        some = ratings.sample(frac=share, random_state=0, ignore_index=True)
+        ratings = pd.concat([ratings, some], ignore_index=True) if setting == "rows doubled" else some
+        ratings.attrs["duplicates"] = int(ratings.duplicated(["user", "title"]).sum())
+    made = {"factors": {"n_factors": value}, "bs": {"bs": value}, "valid_pct": {"valid_pct": value}}
+    made |= {"items": {"item_name": "movie"}, "shape": {"model": DotProductBiasParams}}
+    learns = [learner(ratings, seed=seed, **made.get(setting, {})) for seed in seeds]
     for learn in learns:
-        with learn.no_bar(), learn.no_logging():
-            learn.fit(epochs, lr, wd=wd)
-
-
-def _twice(learns: list[Learner], *settings) -> None:
-    fit(learns, *settings)
-    fit(learns, *settings)
-
-
-def _some(share: float, ratings: pd.DataFrame) -> pd.DataFrame:
-    return ratings.sample(frac=share, random_state=0, ignore_index=True)
-
-
-def _doubled(share: float, ratings: pd.DataFrame) -> pd.DataFrame:
-    more = pd.concat([ratings, _some(share, ratings)], ignore_index=True)
-    more.attrs["duplicates"] = int(more.duplicated(["user", "title"]).sum())
-    return more
-
-
-TABLES = "user_factors", "movie_factors", "user_bias", "movie_bias"
-Y_RANGES = None, (0, 5), (1, 5), (0.5, 5.5), (0, 6), (0, 10)
-CHANGES = (
-    *(Change("y_range", y, change=partial(_y_range, y)) for y in Y_RANGES),
-    *(Change("wd", wd, fitted={"wd": wd}) for wd in (0, 0.01, 0.03, 0.2, 0.3, 1)),
-    *(Change("factors", k, {"n_factors": k}) for k in (5, 10, 20, 100, 200)),
-    *(Change("epochs", n, fitted={"epochs": n}) for n in (1, 2, 3, 4, 6, 10, 20)),
-    *(Change("lr", lr, fitted={"lr": lr}) for lr in (1e-4, 5e-4, 1e-3, 2e-3, 1e-2, 2e-2, 1e-1)),
-    Change("schedule", "flat", fit=_flat),
-    *(Change("bs", bs, {"bs": bs}) for bs in (16, 32, 128, 256, 512, 1024)),
-    Change("loss", "L1", change=partial(_set, loss_func=L1LossFlat())),
-    Change("shape", "broadcast", {"model": DotProductBiasParams}, partial(_set, loss_func=mse)),
-    *(Change("untrained", table, change=partial(_frozen, table)) for table in TABLES),
-    Change("items", "ids", {"item_name": "movie"}),
-    *(Change("rows missing", share, rows=partial(_some, 1 - share)) for share in (0.1, 0.5)),
-    *(Change("rows doubled", share, rows=partial(_doubled, share)) for share in (0.1, 1)),
-    *(Change("valid_pct", share, {"valid_pct": share}) for share in (0.1, 0.3)),
-    Change("optimizer", "SGD", change=partial(_set, opt_func=SGD)),
-    Change("fits", 2, fit=_twice),
-)
-
-
-def finals(ratings: pd.DataFrame, change: Change, seeds: Iterable[int]) -> np.ndarray:
-    """The final validation MSE of run 4 with `change`, (seeds,), each row predicted by itself."""
-    learns = [learner(change.rows(ratings), seed=seed, **change.made) for seed in seeds]
-    for learn in learns:
-        change.change(learn)
-    settings = {"epochs": EPOCHS, "lr": LR, "wd": WD} | change.fitted
-    change.fit(learns, *settings.values())
+        if setting == "y_range":
+            learn.model.y_range = value
+        if setting == "untrained":
+            getattr(learn.model, value).weight.requires_grad_(False)
+        learn.loss_func = {"loss": L1LossFlat(), "shape": mse}.get(setting, learn.loss_func)
+        learn.opt_func = SGD if setting == "optimizer" else learn.opt_func
+    settings = {"epochs": EPOCHS, "lr": LR, "wd": WD}
+    settings |= {setting: value} if setting in settings else {}
+    if setting == "schedule":
+        for learn in learns:
+            with learn.no_bar(), learn.no_logging():
+                learn.fit(settings["epochs"], settings["lr"], wd=settings["wd"])
+    else:
+        for _ in range(value if setting == "fits" else 1):
+            fit(learns, **settings)
     return np.array([mse_by_row(learn) for learn in learns])
 
 
 def measure(
     ratings: pd.DataFrame,
-    changes: Iterable[Change] = CHANGES,
+    changes: Iterable[tuple[str, object]] = CHANGES,
     seeds: Iterable[int] = range(10),
     progress: Callable[[int], None] = lambda trained: None,
 ) -> pd.DataFrame:
@@ -114,11 +82,11 @@ def measure(
     Columns: setting, value, mean, sd, n (seeds), low and high (the 95 % t interval of the mean).
     """
     seeds, rows = list(seeds), []
-    unchanged = finals(ratings, Change("", ""), seeds)
-    for change in changes:
-        apart = finals(ratings, change, seeds) - unchanged
+    unchanged = finals(ratings, seeds)
+    for setting, value in changes:
+        apart = finals(ratings, seeds, setting, value) - unchanged
         progress(EPOCHS * len(seeds))
-        rows.append((change.setting, str(change.value), *_paired(apart)))
+        rows.append((setting, str(value), *_paired(apart)))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

@@ -54,8 +54,7 @@ def run_learner(
     With `replacement` its training rows are drawn as fastai's default loader draws them. `y_range` counts
     where the run has one; further `settings` go to `learner`.
     """
-    run = RUNS[number]
-    model = MODELS[run.model]
+    run, model = RUNS[number], MODELS[RUNS[number].model]
     model = partial(model, y_range=y_range) if run.model.endswith("NN") else model
     learn = learner(ratings, model, split, y_range=run.y_range and y_range, **settings)
     if replacement:
@@ -78,18 +77,16 @@ def reproduce(
 ) -> pd.DataFrame:
     """Train the chapter's `runs` on `splits` random splits each, and return all losses, one row an epoch.
 
-    Columns: data, run, model, split, epoch (from 0), train_loss, valid_loss (MSE). With `path`, the CSV
-    there grows as training goes on. Splits it already holds for ratings of the same content (`data_name`)
-    and number of epochs are not trained again, and rows of other data stay. `progress` is called with the
-    number of model-epochs each time some are done. With `replacement` the training rows are drawn as
-    fastai's default loader draws them, and `data` says so. `lr`, `wd` (of the runs with .1, the others have
-    a tenth) and `settings` of `learner` stand beside the data's name where they aren't the chapter's.
+    Columns: data, run, model, split, epoch (from 0), train_loss, valid_loss (MSE). The CSV at `path` grows
+    as training goes on: splits it holds for ratings of the same content (`data_name`) and number of epochs
+    are not trained again, and rows of other data stay. `progress` is told how many model-epochs were done.
+    `replacement` as in `run_learner`, `wd` for the runs with .1 (the others have a tenth), `settings` of
+    `learner`: `data` says what of these is not the chapter's.
     Raises `FileError` when `path` holds anything else, `BadRatings`, `DivergedError`, OSError.
     """
-    changed = {"lr": lr, "wd": wd, **settings}
-    changed = {name: v for name, v in changed.items() if v != {"lr": LR, "wd": WD}.get(name)}
-    runs, data = list(runs), " ".join([data_name(ratings), *(f"{name}={v}" for name, v in changed.items())])
-    data, settings = data + REPLACED * replacement, {**settings, "replacement": replacement}
+    given, chapters = {"lr": lr, "wd": wd, **settings}, {"lr": LR, "wd": WD}
+    changed = [f"{name}={value}" for name, value in given.items() if value != chapters.get(name)]
+    runs, data = list(runs), " ".join([data_name(ratings), *changed]) + REPLACED * replacement
     done, others = _read(path, data, epochs)
     for number in runs:
         kept = set(done.loc[done["run"] == number, "split"])
@@ -97,7 +94,8 @@ def reproduce(
         missing = [s for s in range(splits) if s not in kept]
         at_once = usable_cores() if RUNS[number].model.endswith("NN") else 10  # splits between two savings
         for at in range(0, len(missing), at_once):
-            part = {s: run_learner(ratings, number, s, **settings) for s in missing[at : at + at_once]}
+            part = missing[at : at + at_once]
+            part = {s: run_learner(ratings, number, s, replacement=replacement, **settings) for s in part}
             fit(part.values(), epochs, lr, RUNS[number].wd * (wd / WD), progress)
             labels = {"data": data, "run": number, "model": RUNS[number].model}
             rows = [curve(ln, **labels, split=s).drop(columns="seconds") for s, ln in part.items()]
@@ -142,13 +140,11 @@ def against_the_book(losses: pd.DataFrame, reprinted: bool = False) -> pd.DataFr
         numbers = {"book": book[loss], "mean": mean, "sd": sd, "z": (book[loss] - mean) / sd}
         columns |= {(loss, name): column for name, column in numbers.items()}
     table = pd.DataFrame(columns).reindex(ours.index)
-    z = table.xs("z", axis=1, level=1).rename(columns=lambda loss: loss.removesuffix("_loss"))
-    table["verdict", ""] = [_verdict(row) for _, row in z.iterrows()]
+    z = table.xs("z", axis=1, level=1)
+    outside = [
+        " and ".join(loss.removesuffix("_loss") for loss in z if abs(row[loss]) > 2)
+        for _, row in z.iterrows()
+    ]
+    verdicts = [f"{losses} outside the spread" if losses else "inside the spread" for losses in outside]
+    table["verdict", ""] = np.where(z.isna().any(axis=1), "no spread from one split", verdicts)
     return table
-
-
-def _verdict(z: pd.Series) -> str:
-    if z.isna().any():
-        return "no spread from one split"
-    outside = z.index[z.abs() > 2]
-    return f"{' and '.join(outside)} outside the spread" if len(outside) else "inside the spread"

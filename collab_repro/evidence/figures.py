@@ -29,8 +29,8 @@ def plot_neighbours(near: pd.DataFrame, title: str = "", ax: Axes | None = None,
     at = np.arange(len(near))
     ax.hlines(at, 0, near[by], color="0.6", linewidth=1)
     ax.plot(near[by], at, color=looks.INK, marker="o", markersize=5, linestyle="")
+    small = {"color": looks.GREY, "fontsize": 7, "va": "center"} | looks.OFFSET
     for y, (value, count) in enumerate(zip(near[by], near["n_ratings"], strict=True)):
-        small = {"color": looks.GREY, "fontsize": 7, "va": "center"} | looks.OFFSET
         ax.annotate(f"{count:,} ratings", (value, y), (7, 0), **small)
     ax.set_yticks(at, looks.short_titles(near.index, 48), parse_math=False)
     ax.set_ylim(len(near) - 0.5, -0.5)
@@ -44,28 +44,22 @@ def plot_neighbours(near: pd.DataFrame, title: str = "", ax: Axes | None = None,
 
 @looks.style
 def plot_bias_vs_mean(
-    bias: pd.Series,
-    mean_rating: pd.Series,
-    n_ratings: pd.Series | None = None,
-    n: int = 12,
-    ax: Axes | None = None,
-    source: str = "",
+    bias: pd.Series, mean: pd.Series, counts: pd.Series, n: int = 12, ax: Axes | None = None, source: str = ""
 ) -> Axes:
     """Each title's bias against its mean rating (stars), with the straight line fitted to them.
 
-    The `n` titles farthest from the line are labelled, half of them above it. All Series are by title;
-    titles that one of them lacks, or that have no rating, are left out. With `n_ratings`, a point's area
-    shows its number of ratings, and its distance from the line counts by the square root of that number.
+    All are by title; titles that one lacks, or without a rating, are left out. A point's area is its number
+    of ratings (`counts`), and its distance from the line weighs the square root of that. The `n` titles
+    farthest from the line are labelled, half of them above it.
     """
-    both = pd.concat({"bias": bias, "mean": mean_rating}, axis=1, join="inner").astype(float)
-    both["n"] = 1.0 if n_ratings is None else n_ratings
-    both = both.dropna().query("n > 0")
+    both = pd.concat({"bias": bias, "mean": mean, "n": counts}, axis=1, join="inner")
+    both = both.astype(float).dropna().query("n > 0")
     slope, at_zero = np.polyfit(both["mean"], both["bias"], 1, w=np.sqrt(both["n"]))
     off = (both["bias"] - at_zero - slope * both["mean"]) * np.sqrt(both["n"])
     off = off.sort_values(kind="stable").index
     far = both.loc[off if len(off) <= n else [*off[: n // 2], *off[len(off) - (n + 1) // 2 :]]]
     ax = plt.subplots(figsize=(8, 6))[1] if ax is None else ax
-    size = 8 if n_ratings is None else 3 + 60 * both["n"] / both["n"].max()
+    size = 3 + 60 * both["n"] / both["n"].max()
     ax.scatter(both["mean"], both["bias"], s=size, color="0.6", edgecolor="white", linewidth=0.3)
     ends = both["mean"].agg(["min", "max"])
     ax.plot(ends, at_zero + slope * ends, color=looks.GREY, linewidth=0.8)
@@ -80,10 +74,9 @@ def plot_bias_vs_mean(
 def plot_chapter(
     chapter: pd.DataFrame, published: pd.DataFrame, ax: Sequence[Axes] | None = None, source: str = ""
 ) -> np.ndarray:
-    """A panel for each run of the chapter: MSE by epoch over the splits, and the book's points.
+    """A panel for each run of the chapter: MSE by epoch, the book's points, both ends in words.
 
-    `chapter` is what `reproduce` returns, `published` what `chapter.published` returns. Each panel states
-    the final validation losses of both.
+    `chapter` is what `reproduce` returns, `published` what `chapter.published` returns.
     """
     runs = list(published.groupby("run", sort=False))
     if ax is None:
@@ -159,13 +152,13 @@ def plot_cost(
 ) -> Axes:
     """Column `y` against column `x` on log scales, a line for each value of column `by`.
 
-    Where several rows share `x` and `by`, small points show all of them and the line goes through their
-    median. `xlabel` and `ylabel` name what the columns hold, with units; they default to the column names.
+    Where several rows share `x` and `by`, the line goes through their median. `xlabel` and `ylabel` say what
+    the columns hold, with units.
     """
     ax = plt.subplots(figsize=(7, 4.5))[1] if ax is None else ax
     labels = []
     others = [*looks.LOOKS.values(), looks.look_of("")] * len(bench)
-    look = dict(zip(dict.fromkeys(bench[by]), others, strict=False)) | looks.LOOKS
+    look = dict(zip(bench[by].unique(), others, strict=False)) | looks.LOOKS
     for name, rows in bench.groupby(by, sort=False):
         colour, line, marker, signs = look[name]
         median = rows.groupby(x)[y].median()
@@ -176,23 +169,4 @@ def plot_cost(
     ax.grid(color="0.9")
     looks.end_labels(ax, labels)
     looks.foot(ax, source or (looks.about(bench) if "data" in bench else ""))
-    return ax
-
-
-@looks.style
-def plot_initial(tables: dict[str, np.ndarray], ax: Axes | None = None, source: str = "") -> Axes:
-    """The distribution of each model's initial weights. `tables` maps model names to arrays of any shape."""
-    weights = {name: np.ravel(table) for name, table in tables.items()}
-    edges = np.histogram_bin_edges(np.concatenate(list(weights.values())), 80)
-    ax = plt.subplots(figsize=(7, 4))[1] if ax is None else ax
-    for row, (name, values) in enumerate(weights.items()):
-        colour, line, *_ = looks.look_of(name)
-        ax.hist(values, edges, density=True, histtype="step", color=colour, linestyle=line, linewidth=1.8)
-        top = 0.95 - 0.16 * row
-        text = f"{name}\nsd {values.std():.4f}, at most {np.abs(values).max():.4f}"
-        ax.text(1.1, top, text, color=colour, va="top", transform=ax.transAxes)
-        key = {"color": colour, "linestyle": line, "linewidth": 1.8, "clip_on": False}
-        ax.plot([1.02, 1.08], [top - 0.025] * 2, transform=ax.transAxes, **key)
-    ax.set(xlabel="initial weight", ylabel="density")
-    looks.foot(ax, source)
     return ax

@@ -4,7 +4,7 @@ import math
 import random
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import islice
 
@@ -45,7 +45,8 @@ class Inspection:
         if not all(isinstance(to, Tabular) and len(to.cat_names) == 2 and len(to) for to in self.data):
             raise TypeError("the Learner's data are no CollabDataLoaders with rows of users and items")
         (self.user, self.item), (self.rating, *_) = self.data[0].cat_names, self.data[0].y_names
-        self.sizes = [len(self.data[0].classes[name]) for name in (self.user, self.item)]
+        classes = self.data[0].classes
+        self.whose = {len(classes[self.user]): "user", len(classes[self.item]): "movie"}
         self.strays = dict(_strays(self.model))
         self.tables = dict(self.model.named_parameters()) | self.strays
         self.roles = {name: self._role(table) for name, table in self.tables.items()}
@@ -58,8 +59,7 @@ class Inspection:
 
     def _role(self, table: Tensor) -> str:
         """Which of the chapter's tables this is by its shape, or ""."""
-        sizes = dict(zip(self.sizes, ("user", "movie"), strict=True))
-        whose = sizes.get(len(table), "") if table.ndim else ""
+        whose = self.whose.get(len(table), "") if table.ndim else ""
         return whose and f"{whose}_{'factors' if table.ndim == 2 and table.shape[1] > 1 else 'bias'}"
 
     @property
@@ -69,19 +69,36 @@ class Inspection:
 
     def probe(self) -> tuple[Tensor, Tensor, Tensor]:
         """Predictions of 64 validation rows with large random weights, many times over, (n,); and as the loss
-        gets them, random predictions in the shape that the model makes, and the rows' ratings, (bs, 1)."""
-        items = self.data[1].items[:64]
-        device = next(iter(self.tables.values())).device
-        x = torch.tensor(items[[self.user, self.item]].to_numpy(np.int64), device=device)
-        y = torch.tensor(items[[self.rating]].to_numpy(np.float32), device=device)
-        with _random_weights(self.model, self.tables.values()) as (redraw, drawn):
-            preds = [self.model(x) for _ in range(8) if redraw() is None]
-            pred = torch.rand(preds[0].shape, generator=drawn).to(device)
+        gets them, random predictions in the shape that the model makes, and the rows' ratings, (bs, 1).
+        """
+        tables, drawn = list(self.tables.values()), torch.Generator().manual_seed(0)
+        rows, device = self.data[1].items[:64], tables[0].device
+        x = torch.tensor(rows[[self.user, self.item]].to_numpy(np.int64), device=device)
+        y = torch.tensor(rows[[self.rating]].to_numpy(np.float32), device=device)
+        preds = []
+        with torch.no_grad(), ExitStack() as afterwards:
+            for table in tables:
+                afterwards.callback(table.copy_, table.clone())
+            for module in self.model.modules():
+                afterwards.callback(setattr, module, "training", module.training)
+            self.model.eval()
+            for _ in range(8):
+                for table in tables:
+                    table.copy_(1e4 * torch.randn(table.shape, generator=drawn))
+                preds.append(self.model(x))
+        pred = torch.rand(preds[0].shape, generator=drawn).to(device)
         return torch.cat([pred.reshape(-1) for pred in preds]).float(), pred, y
 
     def served(self) -> tuple[float, bool]:
-        """The share of the training rows that an epoch meets, and whether it meets some of them twice."""
-        with _random_states_kept(self.dl):
+        """The share of the training rows that an epoch meets, and whether it meets some of them twice.
+
+        Whatever the loader draws from, its own generator or a global one, stands afterwards as before.
+        """
+        with RANDOM_STATE, torch.random.fork_rng(devices=[]), ExitStack() as afterwards:
+            afterwards.callback(random.setstate, random.getstate())
+            afterwards.callback(np.random.set_state, np.random.get_state())
+            if own := getattr(self.dl, "rng", None):
+                afterwards.callback(own.setstate, own.getstate())
             idxs = np.asarray(list(islice(self.dl.get_idxs(), self.dl.n)))
         met = len(np.unique(idxs))
         return met / len(self.data[0]), met < len(idxs)
@@ -264,41 +281,3 @@ def _bounds(preds: Tensor) -> tuple[float, float] | None:
     ends = preds.min(), preds.max()
     reached = [float(torch.isclose(preds, end, atol=1e-4).float().mean()) > 0.02 for end in ends]
     return tuple(round(float(end), 3) for end in ends) if all(reached) else None
-
-
-@contextmanager
-def _random_weights(model: nn.Module, tables) -> Iterator:
-    """`model` in eval mode, with a function that draws all its `tables` anew, and the generator that it draws
-    from. At the end all is as it was."""
-    modes, tables = [(module, module.training) for module in model.modules()], list(tables)
-    kept, drawn = [table.detach().clone() for table in tables], torch.Generator().manual_seed(0)
-
-    def redraw() -> None:
-        for table in tables:
-            table.copy_(1e4 * torch.randn(table.shape, generator=drawn))
-
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield redraw, drawn
-    finally:
-        with torch.no_grad():
-            for table, before in zip(tables, kept, strict=True):
-                table.copy_(before)
-        for module, mode in modes:
-            module.training = mode
-
-
-@contextmanager
-def _random_states_kept(dl) -> Iterator[None]:
-    """Whatever a loader draws from, its own generator or a global one, stands afterwards as before."""
-    own, python, array = getattr(dl, "rng", None), random.getstate(), np.random.get_state()
-    state = own.getstate() if own else None
-    with RANDOM_STATE, torch.random.fork_rng(devices=[]):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(array)
-            if own:
-                own.setstate(state)

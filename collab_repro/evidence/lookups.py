@@ -62,8 +62,8 @@ def gradient(lookup: Lookup, table: Tensor, idx: Tensor, upstream: Tensor) -> Te
 def attempt(fn: Callable[[], object], width: int = 100) -> str:
     """What `fn()` returns or raises, in one line of at most `width` characters.
 
-    A tensor is described: (n, k) by its number of rows, any other by its shape. An error is given as its
-    class and the first line of its message. Warnings are caught, and mentioned.
+    Of a tensor (n, k) it says the rows, of any other the shape; of an error the class and the message's first
+    line. Warnings are caught, and mentioned.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -72,8 +72,8 @@ def attempt(fn: Callable[[], object], width: int = 100) -> str:
         except Exception as error:
             return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"[:width]
     if isinstance(result, Tensor):
-        rows = f"{len(result)} row{'s' * (len(result) != 1)}" if result.ndim == 2 else ""
-        result = rows or f"shape {tuple(result.shape)}"
+        shape = tuple(result.shape)
+        result = f"{shape[0]} row{'s' * (shape[0] != 1)}" if len(shape) == 2 else f"shape {shape}"
     return f"{result}, with a warning"[:width] if caught else str(result)[:width]
 
 
@@ -105,13 +105,12 @@ WAYS = {
     "Embedding, sparse": (lambda t, i: F.embedding(i, t, sparse=True), torch.optim.SparseAdam, {}),
     "one-hot": (one_hot, torch.optim.Adam, {"fused": True}),
 }
+LIMIT = 1_000  # megabytes
 
 
 def megabytes(way: str, rows: int, n_factors: int = N_FACTORS, bs: int = BS) -> float:
-    """Memory of one training step, in 10**6 bytes of float32 and int64.
-
-    Counted are the table, Adam's two averages, the gradient (all rows, or with `sparse` the batch's rows
-    and their indices) and, for one-hot, its matrix twice: as whole numbers, then as floats.
+    """10**6 bytes of a training step: table, Adam's two averages, gradient (if sparse, the batch's rows and
+    their indices) and, for one-hot, its matrix twice, as int64 and as float32.
     """
     table = 4 * rows * n_factors
     if way == "Embedding, sparse":
@@ -119,59 +118,41 @@ def megabytes(way: str, rows: int, n_factors: int = N_FACTORS, bs: int = BS) -> 
     return (4 * table + (12 * bs * rows if way == "one-hot" else 0)) / 1e6
 
 
-def cost(
-    rows: Iterable[int] = (1_000, 10_000, 100_000, 1_000_000),
-    n_factors: int = N_FACTORS,
-    bs: int = BS,
-    limit: float = 1_000.0,
-    repeats: int = 5,
-    ways: Iterable[str] = tuple(WAYS),
-    seed: int = 0,
-    spend: float = 1 / 3,
-) -> pd.DataFrame:
+def cost(rows: Iterable[int], bs: int = BS, ways: Iterable[str] = tuple(WAYS), spend=1 / 3) -> pd.DataFrame:
     """Time forward pass, backward pass and optimizer step for tables of several sizes, on one thread.
 
-    Columns: way, rows, seconds (per step), megabytes, note. A time is the median of at least `repeats`
-    steps, and of as many as fit in `spend` seconds, after two steps to warm up. A step that would
-    need more than `limit` megabytes is skipped: its seconds are NaN, and note says why.
+    Columns: way, rows, seconds (per step), megabytes, note. A time is the median of at least five steps, and
+    of as many as fit in `spend` seconds, after two to warm up; every step looks up other rows. Where one
+    would need more than `LIMIT` megabytes, seconds are NaN, and note says why.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        steps = []
-        for way, n in product(ways, rows):
-            size = megabytes(way, n, n_factors, bs)
-            fits = size <= limit
-            note = "" if fits else f"not run: would hold {size:,.0f} MB, the limit is {limit:,.0f}"
-            seconds = _seconds(way, n, n_factors, bs, repeats, seed, spend) if fits else float("nan")
-            steps.append((way, n, seconds, size, note))
-    finally:
-        torch.set_num_threads(threads)
-    return pd.DataFrame(steps, columns=["way", "rows", "seconds", "megabytes", "note"])
-
-
-def _seconds(way: str, rows: int, n_factors: int, bs: int, repeats: int, seed: int, spend: float) -> float:
-    """Median seconds of a step. Every step looks up other rows."""
-    lookup, optimizer, settings = WAYS[way]
-    random = torch.Generator().manual_seed(seed)
-    table = nn.Parameter(torch.zeros(rows, n_factors).normal_(0, 0.01, generator=random))
-    opt = optimizer([table], lr=LR, **settings)
-    seconds = []
-    while len(seconds) < repeats + 2 or sum(seconds) < spend:
-        idx = torch.randint(rows, (bs,), generator=random)
-        started = time.perf_counter()
-        lookup(table, idx).square().sum().backward()
-        opt.step()
-        opt.zero_grad()
-        seconds.append(time.perf_counter() - started)
-    return median(seconds[2:])
+    found = []
+    for way, n in product(ways, rows):
+        size, seconds = megabytes(way, n, bs=bs), []
+        if size > LIMIT:
+            note = f"not run: would hold {size:,.0f} MB, the limit is {LIMIT:,.0f}"
+            found.append((way, n, float("nan"), size, note))
+            continue
+        lookup, optimizer, settings = WAYS[way]
+        random = torch.Generator().manual_seed(0)
+        table = nn.Parameter(torch.zeros(n, N_FACTORS).normal_(0, 0.01, generator=random))
+        opt = optimizer([table], lr=LR, **settings)
+        with _computing(threads=1):
+            while len(seconds) < 7 or sum(seconds) < spend:
+                idx = torch.randint(n, (bs,), generator=random)
+                started = time.perf_counter()
+                lookup(table, idx).square().sum().backward()
+                opt.step()
+                opt.zero_grad()
+                seconds.append(time.perf_counter() - started)
+        found.append((way, n, median(seconds[2:]), size, ""))
+    return pd.DataFrame(found, columns=["way", "rows", "seconds", "megabytes", "note"])
 
 
 # Where equality bit for bit ends: several threads divide a sum between them
 
 
 @contextmanager
-def _computing(threads: int, deterministic: bool) -> Iterator[None]:
+def _computing(threads: int, deterministic: bool = False) -> Iterator[None]:
     """Set PyTorch's number of threads and deterministic algorithms, then restore both."""
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(threads)
@@ -185,27 +166,21 @@ def _computing(threads: int, deterministic: bool) -> Iterator[None]:
 
 def repeats(
     bs: Iterable[int] = (64, 65_536),
-    rows: int = 1_665,
-    n_factors: int = 50,
     times: int = 20,
     lookups: Iterable[str] = ("table[idx]", "index_select", "Embedding"),
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Count the different gradients that `times` identical calls of each lookup give.
 
-    The calls are made with one thread, with two, and with two and deterministic algorithms. Columns:
-    threads, deterministic, bs, lookup, different (1 to `times`), apart (the largest difference between
-    the last gradient and Embedding's on one thread, divided by the latter's largest element).
+    With one thread, with two, and with two and deterministic algorithms, on a table of MovieLens 100K's size.
+    Columns: threads, deterministic, bs, lookup, different (1 to `times`), apart (the largest difference
+    between the last gradient and Embedding's on one thread, by the latter's largest element).
     """
     found = []
     for (threads, deterministic), n in product(((1, False), (2, False), (2, True)), bs):
-        random = torch.Generator().manual_seed(seed)
-        idx, upstream = (
-            torch.randint(rows, (n,), generator=random),
-            torch.randn(n, n_factors, generator=random),
-        )
-        case = torch.zeros(rows, n_factors), idx, upstream
-        with _computing(1, False):
+        random = torch.Generator().manual_seed(0)
+        idx = torch.randint(1_665, (n,), generator=random)
+        case = torch.zeros(1_665, N_FACTORS), idx, torch.randn(n, N_FACTORS, generator=random)
+        with _computing(threads=1):
             exact = gradient(LOOKUPS["Embedding"], *case)
         for name in lookups:
             with _computing(threads, deterministic):

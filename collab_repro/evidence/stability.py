@@ -12,18 +12,15 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from ..interpret import MIN_RATINGS, UnknownTitle, movie_bias, movie_factors, n_ratings
-from ..recommending.learned import Learned
-
-Learns = Iterable["Learner | Learned"]  # noqa: F821, fastai's Learner, not imported for its name alone
+from ..recommending.learned import Learn, Learned
 
 
-def bias_table(learns: Learns, level: float = 0.95) -> pd.DataFrame:
+def bias_table(learns: Iterable[Learn], level: float = 0.95) -> pd.DataFrame:
     """Each title's bias over the seeds, lowest mean first, for the titles that all seeds know.
 
     Columns: mean, sd (over seeds); low and high, the interval that contains another seed's bias with
-    probability `level` (mean -+ t sd sqrt(1 + 1/S)); best_rank and worst_rank, the extremes over seeds,
-    where 1 is the highest bias; n_ratings, the training rows, mean over seeds.
-    With one seed, sd, low and high are NaN.
+    probability `level` (mean -+ t sd sqrt(1 + 1/S)); best_rank and worst_rank over seeds, 1 for the highest
+    bias; n_ratings, the training rows, mean over seeds. With one seed, sd, low and high are NaN.
     """
     learns = [Learned.of(learn) for learn in learns]
     bias, n = _by_seed(movie_bias, learns).astype(float), len(learns)
@@ -32,35 +29,31 @@ def bias_table(learns: Learns, level: float = 0.95) -> pd.DataFrame:
     reach = stdtrit(n - 1, (1 + level) / 2) * sd * np.sqrt(1 + 1 / n)
     table = {"mean": mean, "sd": sd, "low": mean - reach, "high": mean + reach}
     table |= {"best_rank": ranks.min(axis=1), "worst_rank": ranks.max(axis=1)}
-    table["n_ratings"] = _by_seed(n_ratings, learns).mean(axis=1)
+    table |= {"n_ratings": _by_seed(n_ratings, learns).mean(axis=1)}
     table = pd.DataFrame(table, bias.index).sort_values("mean", kind="stable")
     sources = dict.fromkeys(learned.note.get("source", "") for learned in learns)
     table.attrs["source"] = ", ".join([*filter(None, sources), f"{n} seed{'s' * (n != 1)}"])
     return table
 
 
-def bias_rank_correlation(learns: Learns, min_ratings: int = 0) -> pd.DataFrame:
-    """Spearman's rank correlation of the biases, (S, S), -1 to 1, for every two of `learns`.
-
-    It covers the titles with at least `min_ratings` training ratings in all of them.
-    """
+def bias_rank_correlation(learns: Iterable[Learn], min_ratings: int = 0) -> pd.DataFrame:
+    """Spearman's correlation of the biases, (S, S), over titles with `min_ratings` training rows in all."""
     learns = [Learned.of(learn) for learn in learns]
     bias = _by_seed(movie_bias, learns).astype(float)
     return bias.loc[_often_rated(learns, min_ratings)].corr("spearman")
 
 
 def neighbour_overlap(
-    learns: Learns,
+    learns: Iterable[Learn],
     titles: Sequence[str] | None = None,
     n: int = 5,
     by: str = "cosine",
     min_ratings: int = MIN_RATINGS,
 ) -> pd.Series:
-    """The share of a title's `n` nearest neighbours that two seeds have in common, mean over all pairs.
+    """By title, the share of its `n` nearest neighbours that two seeds have in common, mean over all pairs.
 
-    The Series is by title. `titles` defaults to the 100 most rated; neighbours are those of
-    `similar_movies`, among titles with `min_ratings` in all seeds. `.attrs["chance"]` is the share that
-    random neighbours would have in common.
+    `titles` defaults to the 100 most rated; neighbours are those of `similar_movies`, among titles with
+    `min_ratings` in all seeds. `.attrs["chance"]` is the share that random ones would have in common.
     Raises `UnknownTitle`, and ValueError for fewer than two learns or fewer than n + 1 candidates.
     """
     from sklearn.metrics import pairwise_distances
@@ -87,13 +80,13 @@ def neighbour_overlap(
     return overlap
 
 
-def aligned_factors(learns: Learns, min_ratings: int = MIN_RATINGS) -> list[pd.DataFrame]:
+def aligned_factors(learns: Iterable[Learn], min_ratings: int = MIN_RATINGS) -> list[pd.DataFrame]:
     """The movie factors of each of `learns`, rotated to be as close as possible to the first one's.
 
-    Rotating all factors changes no prediction (see `rotated`), so factors can be compared only after
-    this. Each frame is title x factor, for titles with `min_ratings` in all. `.attrs["left"]` is the
-    squared distance to the first one divided by the first one's squared length: 0 for a mere rotation,
-    about 2 for unrelated factors of the same length; `.attrs["before"]` is the same before rotating.
+    Rotating all factors changes no prediction, so factors can be compared only after this. Each frame is
+    title x factor, for titles with `min_ratings` in all. `.attrs["left"]` is the squared distance to the
+    first one by the first one's squared length: 0 for a mere rotation, about 2 for unrelated factors of the
+    same length; `.attrs["before"]` is the same before rotating.
     """
     from scipy.linalg import orthogonal_procrustes
 
@@ -108,7 +101,7 @@ def aligned_factors(learns: Learns, min_ratings: int = MIN_RATINGS) -> list[pd.D
     return aligned
 
 
-def rotated(learn: "Learner | Learned", seed: int = 0) -> Learned:  # noqa: F821
+def rotated(learn: Learn, seed: int = 0) -> Learned:
     """`learn` with all its factors turned by one random rotation: its predictions stay the same."""
     from scipy.stats import ortho_group
 

@@ -48,9 +48,8 @@ class LogitsForEach(nn.Module):
         self.register_buffer("start", shares.log())
 
     def forward(self, x: Tensor) -> Tensor:
-        user, movie = (
-            t(x[:, i]).view(len(x), self.stars, -1) for i, t in enumerate((self.users, self.movies))
-        )
+        user = self.users(x[:, 0]).view(len(x), self.stars, -1)  # (bs, n_stars, n_factors + 1)
+        movie = self.movies(x[:, 1]).view(len(x), self.stars, -1)
         logits = (user[..., :-1] * movie[..., :-1]).sum(dim=2) + user[..., -1] + movie[..., -1]
         return (self.start + SCORE * logits).log_softmax(dim=1)  # (bs, n_stars)
 
@@ -59,8 +58,8 @@ class Ordinal(nn.Module):
     """One score, and cut points that divide the line of scores into stars.
 
     P(rating <= star k) = sigmoid(cut k - score). The cut points start where the training rows' `shares` of
-    stars would put them. With `own`, each user's cut points are moved apart or together by a row of `moves`,
-    (n_users, n_stars - 1), which weight decay draws to zero: back to the cut points of all.
+    stars put them. With `own`, a row of `moves` (n_users, n_stars - 1) moves each user's apart or together;
+    weight decay draws it to zero, back to the cut points of all.
     """
 
     def __init__(self, score: nn.Module, n_users: int, shares: Tensor, own: bool = False):
@@ -82,9 +81,7 @@ class Ordinal(nn.Module):
         return torch.cat([edges, below, 1 - edges], dim=1).diff(dim=1).clamp_min(1e-6).log()  # (bs, n_stars)
 
 
-KNOWN_MODULES.update(
-    {LinearOnScore, LogitsForEach, Ordinal}
-)  # `fit` may train them in processes of their own
+KNOWN_MODULES.update({LinearOnScore, LogitsForEach, Ordinal})  # `fit` may train them in other processes
 HEADS = {
     "linear layer on the score": LinearOnScore,
     "logits for each star": LogitsForEach,
@@ -128,15 +125,13 @@ def stars_learner(
     stars = []
 
     def model(dls) -> nn.Module:
-        rated = dls.train.dataset.items[dls.train.dataset.y_names[0]]
-        shares = rated.value_counts(normalize=True).sort_index()
+        shares = dls.train.dataset.ys.iloc[:, 0].value_counts(normalize=True).sort_index()
         stars.append(torch.tensor(shares.index.to_numpy(np.float32)))
         sizes, shares = list(map(len, dls.classes.values())), torch.tensor(shares.to_numpy(np.float32))
         if HEADS[head] is LogitsForEach:
             return LogitsForEach(*sizes, n_factors, shares)
         y_range = Y_RANGE if HEADS[head] is LinearOnScore else None
-        score = with_columns(ratings, columns, n_factors, y_range)(dls)
-        return HEADS[head](score, sizes[0], shares)
+        return HEADS[head](with_columns(ratings, columns, n_factors, y_range)(dls), sizes[0], shares)
 
     learn = learner(ratings, model, seed, **settings)
     learn.loss_func = LogLoss(*stars)
@@ -160,10 +155,9 @@ def judge(predicted: np.ndarray, stars: np.ndarray, rated: np.ndarray) -> dict[s
     """How good predictions are: rmse, mae, accuracy, log_loss, calibration.
 
     `predicted` is (n, n_stars) probabilities of `stars`, or (n,) ratings, of which only the first three are
-    known; `rated` is (n,). The RMSE is that of the expectation, the MAE that of the median, accuracy that of
-    the likeliest star (of the nearest one for ratings). The log-loss is in nats. `calibration` is the
-    expected calibration error: how far the probability of the likeliest star is from how often it is right,
-    in `reliability`'s bins, weighted by their rows.
+    known; `rated` is (n,). RMSE of the expectation, MAE of the median, accuracy of the likeliest star (of the
+    nearest one for ratings), log-loss in nats. `calibration` is the expected calibration error: how far the
+    probability of the likeliest star is from how often it is right, mean over `reliability`'s bins by rows.
     """
     if predicted.ndim == 1:
         expected = median = predicted

@@ -7,6 +7,7 @@ import pandas as pd
 
 from ..interpret import UnknownTitle, suggest
 from ..sources import BadRatings
+from .learned import Learn
 from .predicting import Sides, Together, squash
 
 ADAM_EPS = 1e-5  # fastai's
@@ -14,7 +15,7 @@ STAR = 1 / 5.5  # the RMSE of the average user's predictions as a share of y_ran
 Stars = Mapping[object, float] | pd.Series
 
 
-def fold_in(learn: "Learner | Learned", ratings: Stars, wd: float = 0.1, bs: int = 64) -> pd.Series:  # noqa: F821
+def fold_in(learn: Learn, ratings: Stars, wd: float = 0.1, bs: int = 64) -> pd.Series:
     """The factors and bias of somebody new from their `ratings` alone, the films' tables as they are.
 
     `ratings`: stars by title, a dict or a Series. Returns float64 (k + 1,): the factors, numbered from 0,
@@ -28,11 +29,10 @@ def fold_in(learn: "Learner | Learned", ratings: Stars, wd: float = 0.1, bs: int
 
         Σ (prediction_i - stars_i)² + Σ λ_p p²,    λ_p = wd / 2 * (√(N / bs) √(Σ g_i²) + N eps),
 
-    so n ratings are held against a penalty that grows like √n. Two things are chosen here. The g_i are those
-    of the average user with errors of one star in 5.5. And p is pulled to the average user instead of zero:
-    no ratings give the average user, one moves it a little, all five stars give a high but finite bias.
-    (Pulled to zero, the RMSE for 100 new users of MovieLens 100K over three seeds was .11 higher with one
-    rating each, .006 with half of theirs.) Notebook 06 sets the result beside training again.
+    so n ratings meet a penalty that grows like √n. Two things are chosen here: the g_i are those of the
+    average user with errors of one star in 5.5, and p is pulled to the average user instead of zero. (Pulled
+    to zero, the RMSE for 100 new users of MovieLens 100K over three seeds was .11 higher with one rating
+    each, .006 with half of theirs.) Notebook 06 sets the result beside training again.
 
     Raises `UnknownTitle`, with suggestions; `BadRatings` for stars that are not numbers inside y_range, and
     for an exported Learner, which does not know its training rows.
@@ -97,18 +97,12 @@ def linear(side: Sides, rows: np.ndarray, person: np.ndarray) -> tuple[np.ndarra
 
 
 def lifts(
-    side: Sides,
-    rows: np.ndarray,
-    stars: np.ndarray,
-    person: np.ndarray,
-    wanted: np.ndarray,
-    wd: float = 0.1,
-    bs: int = 64,
+    side: Sides, rows: np.ndarray, stars: np.ndarray, person: np.ndarray, wanted: np.ndarray, wd=0.1, bs=64
 ) -> np.ndarray:
-    """How much each rating raises the score of each title `wanted`, (n_wanted, n).
+    """How much each of somebody's ratings raises the score of each of the titles `wanted`, (n_wanted, n).
 
-    It is the score minus what it would be had that rating been left out of `fold`, by one Newton step from
-    `person`: exact where there is no sigmoid and the penalty is held.
+    `rows` and `stars` as in `fold`, `person` (d,) what it returned. The lift is the score minus what it would
+    be without that rating, by one Newton step: exact where there is no sigmoid and the penalty is held.
     """
     predictions, slopes = linear(side, rows, person)
     hessian = slopes.T @ slopes + np.diag(penalty(side, rows, wd, bs))

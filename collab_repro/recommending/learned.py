@@ -5,9 +5,11 @@ alone, so that reading a file never runs what is in it, and needs neither PyTorc
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
@@ -20,6 +22,8 @@ BIASES = "user_bias", "movie_bias"
 ARRAYS = "n_ratings", "user_factors", "movie_factors", *BIASES
 TEXTS = "users", "titles", "y_range", "names", "note"
 INF = float("inf")
+Learn: TypeAlias = "Learner | Learned"  # noqa: F821, fastai's Learner, not imported for its name alone
+Learns: TypeAlias = "Learn | Iterable[Learn]"
 
 
 class LearnedFileError(FileError):
@@ -30,12 +34,11 @@ class LearnedFileError(FileError):
 class Learned:
     """The tables of a dot-product model with the vocabularies of their rows, as NumPy arrays.
 
-    `users`, `titles`: ids or text, row 0 is '#na#'; users without a training row are left out.
-    `n_ratings` (n_titles,): each title's training rows. `user_factors` (n_users, k), `movie_factors`
-    (n_titles, k), `user_bias` (n_users,) and `movie_bias` (n_titles,) are float32; both biases are None
-    for `DotProduct`, which has none. `y_range`: the range of the sigmoid, None without one. `names`: the
-    ratings' columns of users and titles. `note`: data, source, model, versions and what else the caller
-    wants to keep, as text.
+    `users`, `titles`: ids or text, row 0 is '#na#'; users without a training row are left out. `n_ratings`
+    (n_titles,): each title's training rows. The factors, (n_users, k) and (n_titles, k), and the biases,
+    (n_users,) and (n_titles,), are float32; `DotProduct` has no biases. `y_range`: the sigmoid's, None
+    without one. `names`: the ratings' columns of users and titles. `note`: data, source, model, versions
+    and what else the caller wants to keep, as text.
     """
 
     users: list
@@ -50,14 +53,13 @@ class Learned:
     note: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, learn: "Learner | Learned", **note: object) -> "Learned":  # noqa: F821
-        """What `learn` holds now; a `Learned` comes back as it is.
+    def of(cls, learn: Learn, **note: object) -> "Learned":
+        """A copy of what `learn` holds now; a `Learned` comes back as it is.
 
-        Takes a Learner of `CollabDataLoaders` with any of the dot-product models; copies, and
-        leaves the Learner's device, training mode and parameters alone. `note` goes into the note,
-        as text, beside the ratings' `.attrs` name and source. A Learner that was exported
-        has no training rows left: its `n_ratings` are 0.
-        Raises TypeError for another model, ValueError for tables that aren't finite.
+        `learn` is a Learner of `CollabDataLoaders` with any of the dot-product models. `note` goes into the
+        note, as text, beside the ratings' `.attrs` name and source. An exported Learner has no training rows
+        left: its `n_ratings` are 0. Raises TypeError for another model, ValueError for tables that aren't
+        finite.
         """
         if isinstance(learn, Learned):
             return learn
@@ -68,31 +70,28 @@ class Learned:
 
         known, held = movies(learn), tables(learn.model)
         user, users = next(iter(learn.dls.classes.items()))
-        copied = {
-            name: held[name].detach().cpu().float().clone().numpy().reshape(shape)
-            for name, shape in {"user_factors": (len(users), -1), "user_bias": -1}.items()
+        items, y_range = learn.dls.train_ds.items, learn.model.y_range
+        kept = np.isin(np.arange(len(users)), [0, *items[user].unique()]) | (not len(items))
+        shapes = {"user_factors": (len(users), -1), "user_bias": -1}
+        copied = dict.fromkeys(shapes) | {
+            name: held[name].detach().cpu().float().numpy().reshape(shape)[kept]
+            for name, shape in shapes.items()
             if name in held
         }
-        rows = learn.dls.train_ds.items[user]
-        kept = np.isin(np.arange(len(users)), [0, *rows.unique()]) | (not len(rows))
-        users, copied = np.array(users, object)[kept], {name: table[kept] for name, table in copied.items()}
-        for name, table in {**copied, "movie_factors": known.factors, "movie_bias": known.bias}.items():
+        copied |= {"movie_factors": known.factors, "movie_bias": known.bias}
+        for name, table in copied.items():
             if table is not None and not np.isfinite(table).all():
                 raise ValueError(f"{name} isn't finite: training diverged")
-        y_range, attrs = learn.model.y_range, learn.dls.train_ds.items.attrs
-        origin = {"data": attrs.get("name", ""), "source": attrs.get("source", "")}
+        origin = {"data": items.attrs.get("name", ""), "source": items.attrs.get("source", "")}
         made_by = {"model": type(learn.model).__name__, "torch": torch.__version__}
         note = {**origin, **made_by, "fastai": fastai.__version__, **note}
         return cls(
-            users=[getattr(one, "item", lambda one=one: one)() for one in users],
+            users=[plain(one) for one in np.array(users, object)[kept]],
             titles=known.titles,
             n_ratings=known.n_ratings,
-            user_factors=copied["user_factors"],
-            user_bias=copied.get("user_bias"),
-            movie_factors=known.factors,
-            movie_bias=known.bias,
+            **copied,
             y_range=None if y_range is None else (float(y_range[0]), float(y_range[1])),
-            names=tuple(getattr(name, "item", lambda name=name: name)() for name in (user, known.column)),
+            names=(plain(user), plain(known.column)),
             note={name: str(value) for name, value in note.items()},
         )
 
@@ -142,28 +141,31 @@ class Learned:
         return learned
 
 
+def plain(one: object) -> object:
+    """A NumPy number as Python's own."""
+    return one.item() if isinstance(one, np.generic) else one
+
+
 def _check_tables(learned: Learned) -> None:
     """Raise ValueError unless names, sizes and numbers read from a file are those of a model."""
-    for rows in learned.users, learned.titles:
+    users, titles, k = learned.users, learned.titles, learned.movie_factors.shape[-1]
+    for rows in users, titles:
         _check(rows and rows[0] == NA, f"a vocabulary's row 0 isn't {NA!r}")
         _check(all(isinstance(row, int | float | str) for row in rows), "an id isn't text or number")
         _check(len(set(rows)) == len(rows), "a vocabulary names something twice")
-    k = learned.movie_factors.shape[-1]
     _check((learned.user_bias is None) == (learned.movie_bias is None), "one bias without the other")
-    for name, rows in {"user": learned.users, "movie": learned.titles}.items():
-        for table, shape in {f"{name}_factors": (len(rows), k), f"{name}_bias": (len(rows),)}.items():
-            array = getattr(learned, table)
-            if array is not None:
-                _check(array.dtype == np.float32, f"{table} isn't float32")
-                _check(array.shape == shape, f"{table} is {array.shape}, not {shape}")
-                _check(np.isfinite(array).all(), f"{table} isn't finite: training diverged")
-    counts, y_range = learned.n_ratings, learned.y_range
-    _check(counts.shape == (len(learned.titles),), "n_ratings isn't one number a title")
-    _check(counts.dtype == np.int64 and (counts >= 0).all(), "n_ratings aren't counts")
-    _check(
-        y_range is None or (len(y_range) == 2 and -INF < y_range[0] < y_range[1] < INF),
-        f"y_range is {y_range}",
-    )
+    shapes = {"n_ratings": (len(titles),), "user_factors": (len(users), k), "movie_factors": (len(titles), k)}
+    if learned.movie_bias is not None:
+        shapes |= {"user_bias": (len(users),), "movie_bias": (len(titles),)}
+    for name, shape in shapes.items():
+        array = getattr(learned, name)
+        _check(array.shape == shape, f"{name} is {array.shape}, not {shape}")
+        _check(array.dtype == (np.int64 if name == "n_ratings" else np.float32), f"{name} is {array.dtype}")
+        _check(np.isfinite(array).all(), f"{name} isn't finite: training diverged")
+    _check((learned.n_ratings >= 0).all(), "n_ratings aren't counts")
+    if learned.y_range is not None:
+        low, high = learned.y_range
+        _check(-INF < low < high < INF, f"y_range is {learned.y_range}")
     texts = [*learned.note, *learned.note.values()]
     _check(all(isinstance(text, str) for text in texts), "a note isn't text")
     named = len(learned.names) == 2 and all(isinstance(name, str | int | float) for name in learned.names)

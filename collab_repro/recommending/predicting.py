@@ -9,28 +9,20 @@ import pandas as pd
 
 from ..interpret import UnknownId, UnknownTitle, trained
 from ..sources import BadRatings
-from .learned import Learned
+from .learned import Learned, Learns, plain
 
 CHUNK = 1 << 16  # rows scored at a time, so that memory does not grow with the rows
 
 
-def predict(
-    learn: "Learner | Learned | Iterable[Learner | Learned]",  # noqa: F821
-    rows: pd.DataFrame,
-    unknown: str = "error",
-) -> pd.Series:
+def predict(learn: Learns, rows: pd.DataFrame, unknown: str = "error") -> pd.Series:
     """Predicted ratings of `rows`, float64 on the index of `rows`; all lie inside y_range.
 
-    `rows` has the columns of users and titles that `learn` was trained on. Several models make an
-    ensemble: the mean of their predictions.
-
-    fastai sends whom it doesn't know to the row '#na#', silently. Here `unknown="error"` raises,
-    also for those without a training row, and "average" predicts with the mean factors and bias of all
-    users or titles that have one ("Bootstrapping a Collaborative Filtering Model"). Ids are compared
-    exactly: 7 is not "7".
-
-    Raises `UnknownId` naming the first few (`UnknownTitle` when it is titles alone), ValueError
-    for no model, for missing or doubled columns, or another `unknown`.
+    `rows` has the columns of users and titles that `learn` was trained on. Several models predict their
+    mean. fastai sends whom it doesn't know to the row '#na#', silently. Here `unknown="error"` raises, also
+    for those without a training row, and "average" predicts with the mean factors and bias of all users or
+    titles that have one ("Bootstrapping a Collaborative Filtering Model"). Ids are compared exactly: 7 is
+    not "7". Raises `UnknownId` naming the first few (`UnknownTitle` when it is titles alone), ValueError for
+    no model, for missing or doubled columns, or another `unknown`.
     """
     learns = several(learn)
     if len(learns) > 1:
@@ -39,12 +31,10 @@ def predict(
     if unknown not in ("error", "average"):
         raise ValueError(f"unknown={unknown!r}: it is 'error' or 'average'")
     check_columns(rows, list(learned.names))
-    users, titles = (
-        codes(v, rows[n]) for v, n in zip((learned.users, learned.titles), learned.names, strict=True)
-    )
+    user, title = (rows[name] for name in learned.names)
+    users, titles = codes(learned.users, user), codes(learned.titles, title)
     titles[~trained(learned.n_ratings)[titles]] = 0
     if unknown == "error" and not (users.all() and titles.all()):
-        user, title = (rows[name] for name in learned.names)
         strangers = {"users": user[users == 0], "titles": title[titles == 0]}
         named = "; ".join(f"{kind} {_few(ids)}" for kind, ids in strangers.items() if len(ids))
         error = UnknownTitle if users.all() else UnknownId
@@ -65,7 +55,7 @@ def check_columns(rows: pd.DataFrame, names: list) -> None:
             raise ValueError(f"rows have {count or 'no'} columns {name!r}; they need {names}")
 
 
-def several(learn: "Learner | Learned | Iterable[Learner | Learned]") -> list:  # noqa: F821
+def several(learn: Learns) -> list:
     """One model, or several, as a list. Raises ValueError for none."""
     one = hasattr(learn, "dls") or isinstance(learn, Learned)
     if not (learns := [learn] if one else list(learn)):
@@ -104,10 +94,11 @@ class Sides(NamedTuple):
             people = np.column_stack([people, learned.user_bias])
             films = np.column_stack([films, np.ones(len(films), np.float32)])
             offset = learned.movie_bias
-        rated, everyone = trained(learned.n_ratings), np.ones(len(people), bool)
-        rated[0] = everyone[0] = False
-        sides = _averaged(people, everyone), _averaged(films, rated), _averaged(offset, rated)
-        return cls(*sides, learned.y_range, int(learned.n_ratings.sum()))
+        people, films, offset = (table.astype(float) for table in (people, films, offset))
+        rated = trained(learned.n_ratings)[1:]
+        people[0] = people[1:].mean(axis=0)
+        films[0], offset[0] = films[1:][rated].mean(axis=0), offset[1:][rated].mean()
+        return cls(people, films, offset, learned.y_range, int(learned.n_ratings.sum()))
 
 
 @dataclass(frozen=True)
@@ -124,18 +115,18 @@ class Together:
     sides: list[Sides]
 
     @classmethod
-    def of(cls, learn: "Learner | Learned | Iterable[Learner | Learned]") -> "Together":  # noqa: F821
+    def of(cls, learn: Learns) -> "Together":
         learned = [Learned.of(one) for one in several(learn)]
         titles = pd.Index(learned[0].titles[1:], dtype=object)
         for one in learned[1:]:
             titles = titles[titles.isin(one.titles)]
-        sides, counts = [], []
-        for one in learned:
-            side, rows = Sides.of(one), codes(one.titles, titles.to_series())
-            if not side.n_rows:
-                remedy = "keep Learned.of(learn).save(path) instead"
-                raise BadRatings(f"an exported Learner doesn't know what it was trained on; {remedy}")
-            sides.append(side._replace(films=side.films[rows], offset=side.offset[rows]))
+        sides, counts = [Sides.of(one) for one in learned], []
+        if not all(side.n_rows for side in sides):
+            remedy = "keep Learned.of(learn).save(path) instead"
+            raise BadRatings(f"an exported Learner doesn't know what it was trained on; {remedy}")
+        for i, one in enumerate(learned):
+            rows = codes(one.titles, titles.to_series())
+            sides[i] = sides[i]._replace(films=sides[i].films[rows], offset=sides[i].offset[rows])
             counts.append(one.n_ratings[rows])
         return cls(learned, titles, np.min(counts, axis=0), sides)
 
@@ -149,10 +140,8 @@ class Together:
 
     def predictions(self, people: Iterable[np.ndarray]) -> np.ndarray:
         """The mean predictions for all titles, (..., n), of `people`, (..., d) for each model."""
-        each = (
-            squash(person @ side.films.T + side.offset, side.y_range)
-            for side, person in zip(self.sides, people, strict=True)
-        )
+        pairs = zip(self.sides, people, strict=True)
+        each = (squash(person @ side.films.T + side.offset, side.y_range) for side, person in pairs)
         return sum(each) / len(self.sides)
 
 
@@ -163,15 +152,8 @@ def codes(vocabulary: list, ids: pd.Series) -> np.ndarray:
     return np.append(rows, 0)[codes]
 
 
-def _averaged(table: np.ndarray, trained: np.ndarray) -> np.ndarray:
-    """`table` as float64 with row 0 the mean of the `trained` rows."""
-    table = table.astype(float)
-    table[0] = table[trained].mean(axis=0)
-    return table
-
-
 def _few(ids: pd.Series, n: int = 3) -> str:
     """The first `n` different ids, and how many more there are."""
     ids = ids.unique()
     more = f" and {len(ids) - n:,} more" if len(ids) > n else ""
-    return ", ".join(repr(getattr(one, "item", lambda one=one: one)()) for one in ids[:n]) + more
+    return ", ".join(repr(plain(one)) for one in ids[:n]) + more

@@ -1,11 +1,9 @@
 """How well a model orders the titles that somebody has not seen: ranking is not rating."""
 
-from collections.abc import Iterable
-
 import numpy as np
 import pandas as pd
 
-from .learned import Learned
+from .learned import Learns
 from .predicting import Together, several
 from .unseen import seen_rows
 
@@ -13,7 +11,7 @@ CHUNK = 1 << 22  # predictions made at a time, so that memory does not grow with
 
 
 def ranking(
-    learn: "Learner | Learned | Iterable[Learner | Learned]",  # noqa: F821
+    learn: Learns,
     held: pd.DataFrame,
     k: int = 10,
     liked: float = 4,
@@ -26,13 +24,11 @@ def ranking(
     `liked` stars or more are to be found. Titles in `seen`, by default a Learner's training rows, are left
     out, as are those with fewer than `min_ratings` training ratings. Several models rank by their mean.
 
-    Rows: ranked by "prediction", by "bias" and by "popularity" (training ratings), the last two alike for
-    everybody. Columns, from 0 to 1, means over the users who liked anything: recall@k, the share of their
-    liked titles among the first k; ndcg@k, where place i counts 1 / log2(i + 1), divided by the best there
-    can be. A liked title that the models do not know counts as not found.
-
-    Raises `UnknownId`, and ValueError for missing columns, where `seen` is missing, for `k` under 1, or
-    where nobody liked anything.
+    Rows: ranked by "prediction", "bias" and "popularity" (training ratings). Columns, from 0 to 1, means over
+    the users who liked anything: recall@k, the share of their liked titles among the first k; ndcg@k, where
+    place i counts 1 / log2(i + 1), divided by the best there can be. A liked title that the models do not
+    know counts as not found. Raises `UnknownId`, and ValueError for missing columns, a missing `seen`, `k`
+    under 1, or where nobody liked anything.
     """
     models = Together.of(learn := several(learn))
     held, seen = seen_rows(learn, held), seen_rows(learn, seen, "train_ds")

@@ -7,14 +7,14 @@ import pandas as pd
 
 from ..interpret import MIN_RATINGS
 from .folding import Stars, fold, lifts, rated
-from .learned import Learned
+from .learned import Learned, Learns
 from .predicting import Together, check_columns, several
 
 COLUMNS = ["title", "prediction", "n_ratings", "because"]
 
 
 def recommend(
-    learn: "Learner | Learned | Iterable[Learner | Learned]",  # noqa: F821
+    learn: Learns,
     who: "Stars | object | Iterable[object]",
     n: int = 10,
     seen: pd.DataFrame | None = None,
@@ -25,16 +25,15 @@ def recommend(
 
     `who` is somebody new, as a dict or Series of stars by title (see `fold_in`, which gets `settings`), or
     a user the model knows, or a list of such users. What known users rated is read from `seen`, ratings with
-    the column names of the training, by default all rows of the first Learner. Several models make an
-    ensemble: the mean of their predictions.
+    the column names of the training, by default all rows of the first Learner. Several models predict their
+    mean.
 
     Columns: the user (for a list); title; prediction (stars); n_ratings (training ratings); because, the
-    rated title that lifts it most: without that rating the score would be lowest. None where none lifts it.
-
-    Only titles with `min_ratings` training ratings or more are listed, and at least 1. In MovieLens 100K
-    (three seeds, ten titles for each user) the validation stars of what is listed are 4.43 with no floor and
-    with 50, and nDCG rises from .134 to .139; with 200 it is .178, but the stars are 4.24, and 67 titles are
-    ever listed instead of 329 (notebook 06).
+    rated title without which its score would be lowest, None where none lifts it. Only titles with
+    `min_ratings` training ratings or more are listed, and at least 1. In MovieLens 100K (three seeds, ten
+    titles for each user) the validation stars of what is listed are 4.43 with no floor and with 50, and nDCG
+    rises from .134 to .139; with 200 it is .178, but the stars are 4.24, and 67 titles are ever listed
+    instead of 329 (notebook 06).
 
     Raises what `fold_in` does, `UnknownId`, ValueError where `seen` is missing or `n` negative.
     """
@@ -89,8 +88,5 @@ def seen_rows(learn: list, seen: pd.DataFrame | None, *parts: str) -> pd.DataFra
     if dls is None:
         raise ValueError("tables alone do not say who rated what: pass the ratings as seen=")
     rows = pd.concat([getattr(dls, part).items for part in parts or ("train_ds", "valid_ds")])
-    columns = {
-        column: np.array(list(ids), dtype=object)[rows[name]]
-        for column, (name, ids) in zip(("user", "title"), dls.classes.items(), strict=True)
-    }
-    return pd.DataFrame({**columns, "stars": rows[dls.train_ds.y_names[0]].to_numpy()})
+    user, title = (np.array(list(ids), dtype=object)[rows[name]] for name, ids in dls.classes.items())
+    return pd.DataFrame({"user": user, "title": title, "stars": rows[dls.train_ds.y_names[0]].to_numpy()})
