@@ -150,7 +150,7 @@ def test_another_edition_is_a_warning_and_held_to_its_own_readme(small, tmp_path
     ):
         load_ratings(name, path=tmp_path / "other.zip")
     (tmp_path / "other.zip").write_bytes(packed(other | {f"{name}/README.txt": b"It holds 55 ratings."}))
-    with pytest.warns(UserWarning), pytest.raises(RatingsUnavailable, match="README.txt does not say how"):
+    with pytest.warns(UserWarning), pytest.raises(RatingsUnavailable, match=r"README.txt does not say how"):
         load_ratings(name, path=tmp_path / "other.zip")
     other[f"{name}/README.txt"] = b"It holds 55 ratings by 11 users."
     (tmp_path / "other.zip").write_bytes(packed(other))
