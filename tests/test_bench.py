@@ -39,15 +39,22 @@ def test_every_loop_trains_the_chapters_model(planted, monkeypatch):
     assert (timings.groupby("loop")["repeat"].agg(list).map(set) == {0, 1}).all()
     assert timings["loop"].nunique() == 7 and (timings["seconds"] > 0).all()
     assert np.ptp(timings["valid_loss"]) < 0.15, timings  # other weights and order, the same training
+    ways.fit_quietly(stock := ways.stock_learner(planted), 1)
+    assert stock.dls.bs == 64 and {hyper["wd"] for hyper in stock.opt.hypers} == {0.1}
 
 
 def test_ratios_are_of_medians_and_stock_stands_first(bench, monkeypatch):
     timings = {"loop": ["stock"] * 3 + ["hand-written", "ours"], "seconds": [8.0, 9.0, 100.0, 1.5, 3.0]}
     monkeypatch.setattr(ways, "loops", lambda ratings, repeats, **_: pd.DataFrame(timings))
     monkeypatch.setattr(ways, "main_command", lambda ratings, **_: {"ours": 3.0, "stock": 12.0})
-    code, out, _ = bench("loops,main")
+    started = lambda repeats: pd.DataFrame({"process": ["an import"], "seconds": [repeats / 8]})  # noqa: E731
+    monkeypatch.setattr(ways, "startup", started)
+    code, out, _ = bench("startup,loops,main")
     assert code == 0 and "A model-epoch at batch 64, median of 3" in out
+    assert "Whole processes, median of 3" in out and "Wrote bench-loops.csv, bench-startup.csv" in out
     assert cells(out) == [
+        ["process", "seconds"],
+        ["an import", "0.38"],
         ["loop", "x stock", "of hand-written", "seconds"],
         ["stock", "1.0", "6.00", "9.00"],
         ["hand-written", "6.0", "1.00", "1.50"],
@@ -68,9 +75,13 @@ def test_a_size_is_planted_trained_and_measured(monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)["bs"] == 100
 
 
-def test_sizes_run_in_processes_of_their_own_and_a_failing_one_is_left_out(capsys):
+def test_sizes_run_in_processes_of_their_own_and_a_failing_one_is_left_out(monkeypatch, capsys):
     assert sizes.scale(["no such size"], epochs=1).empty
     assert "no such size: left out, KeyError" in capsys.readouterr().err
+    ends = [subprocess.CompletedProcess([], code, '{"ratings": 9}', "") for code in (-9, 0)]
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: ends.pop())
+    assert sizes.scale(["one", "two"]).to_dict("records") == [{"size": "one", "ratings": 9}]
+    assert capsys.readouterr().err == "two: left out, killed by signal 9\n"
 
 
 def test_accuracy_is_measured_on_the_held_out_rows_alone(planted, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from test_bench import cells
 
 from collab_repro import RatingsUnavailable
 from collab_repro.__main__ import main
@@ -65,5 +66,10 @@ def test_the_command_prints_both_tables(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(benchmarks, "benchmarks", lambda: frame)
     assert main(["bench", "--data", "synthetic", "--parts", "published", "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
+    assert cells(out)[:3] == [
+        ["protocol", "model", "split fifth 0", "split u1", "seconds"],
+        [benchmarks.FOLDS, "ours", "", "0.8800", "1.0"],
+        [benchmarks.FIFTHS, "ours", "0.9000", "", "1.0"],
+    ]
     assert "| 100K, GroupLens' fold u1" in out and "measured here" in out and "GHRS" in out
     assert pd.read_csv(tmp_path / "bench-published.csv").shape == (2, 5)

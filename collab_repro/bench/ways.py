@@ -17,7 +17,6 @@ from fastai.collab import CollabDataLoaders, collab_learner
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import MSELossFlat
-from fastai.optimizer import Adam
 
 from ..loader import RatingsDL
 from ..models import N_FACTORS, Y_RANGE, DotProductBias, YRange
@@ -101,8 +100,8 @@ def loops(
             lambda: partial(fit_quietly, stock(), epochs),
             1,
         ),
-        "RatingsDL": (partial(one, opt_func=Adam), 1),
-        "RatingsDL, FastLoop": (partial(one, opt_func=Adam, cbs=FastLoop), 1),
+        "RatingsDL": (one, 1),
+        "RatingsDL, FastLoop": (partial(one, cbs=FastLoop), 1),
         "RatingsDL, FastLoop, FusedAdam": (partial(one, opt_func=FusedAdam, cbs=FastLoop), 1),
         "hand-written": (lambda: partial(hand_written, in_memory(), epochs, y_range=y_range), 1),
         f"{SEEDS} seeds in one pass": (partial(many, 1), SEEDS),
