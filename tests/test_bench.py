@@ -12,6 +12,7 @@ from collab_repro.bench import accuracy, sizes, ways
 from collab_repro.command.folder import SCALE
 from collab_repro.sources.files import read_losses
 from collab_repro.speed import big_batch
+from collab_repro.training import learner
 
 
 def cells(text: str) -> list[list[str]]:
@@ -41,6 +42,10 @@ def test_every_loop_trains_the_chapters_model(planted, monkeypatch):
     assert np.ptp(timings["valid_loss"]) < 0.15, timings  # other weights and order, the same training
     ways.fit_quietly(stock := ways.stock_learner(planted), 1)
     assert stock.dls.bs == 64 and {hyper["wd"] for hyper in stock.opt.hypers} == {0.1}
+    at = []
+    monkeypatch.setattr(ways, "combined_cos", lambda _, start, top, end: lambda x: at.append(x) or top)
+    ways.hand_written(learner(planted).dls, epochs=2)
+    assert np.allclose(at, np.repeat(np.arange(100) / 100, 2))  # of the schedule, for rate and momentum
 
 
 def test_ratios_are_of_medians_and_stock_stands_first(bench, monkeypatch):
