@@ -2,6 +2,8 @@
 
 import json
 import subprocess
+import sys
+from unittest.mock import MagicMock
 
 import numpy as np
 import pandas as pd
@@ -108,6 +110,17 @@ def test_accuracy_is_measured_on_the_held_out_rows_alone(planted, monkeypatch, c
     rmse = errors.set_index("model")["rmse"]
     assert rmse["mean"] == pytest.approx(np.sqrt(np.mean((stars[test] - np.delete(stars, test).mean()) ** 2)))
     assert (rmse.drop("mean") < rmse["mean"]).all() and (errors["seconds"] > 0).all()
+
+
+def test_each_library_gives_a_prediction_for_each_row_held_out(monkeypatch):
+    fake = MagicMock()  # in the place of all three
+    fake.SVD().fit().predict().est = 3.5
+    fake.CMF().fit().predict.return_value = fake.MyFMRegressor().predict.return_value = np.full(2, 3.5)
+    x, y = np.array([[0, 0], [0, 1], [1, 1]]), np.array([3.0, 4, 5])
+    for package, peer in accuracy.PEERS.values():
+        monkeypatch.setitem(sys.modules, package, fake)
+        predicted, seconds = peer(x, y, at=x[:2])
+        assert predicted.tolist() == [3.5, 3.5] and 0 <= seconds < 60
 
 
 def test_tuning_never_sees_the_rows_that_accuracy_holds_out(planted, monkeypatch, bench):
