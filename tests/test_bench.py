@@ -110,6 +110,9 @@ def test_accuracy_is_measured_on_the_held_out_rows_alone(planted, monkeypatch, c
     rmse = errors.set_index("model")["rmse"]
     assert rmse["mean"] == pytest.approx(np.sqrt(np.mean((stars[test] - np.delete(stars, test).mean()) ** 2)))
     assert (rmse.drop("mean") < rmse["mean"]).all() and (errors["seconds"] > 0).all()
+    monkeypatch.setattr(accuracy, "_ours", absent)  # our own failures are not passed over
+    with pytest.raises(ImportError, match="no compiler"):
+        accuracy.accuracy(planted, splits=[3])
 
 
 def test_each_library_gives_a_prediction_for_each_row_held_out(monkeypatch):
