@@ -206,11 +206,11 @@ def test_there_are_enough_of_them():
         ("a quotation mark that swallows one", "line 5 has a quotation mark that swallows rows"),
         ("a quotation mark that swallows", "line 5 has a quotation mark that swallows rows"),
         ("timestamps", "look like ids, counts or timestamps; .* --rating$"),
-        ("titles alike", "one of 20 such ids; --alike fold"),
+        ("titles alike", "such ids: 20.; --alike fold"),
         ("header 'id,title,rating'", "no columns for the user"),
         ("begins b'PAR1'", "Parquet"),
         ("a workbook", "Excel"),
-        ("two files in a zip", r"holds \['a', 'b'\]; unpack it"),
+        ("two files in a zip", r"is a zip of \['a', 'b'\]; give the file in it"),
     ],
 )
 def test_what_is_said_and_where(name, said, tmp_path):
@@ -225,14 +225,10 @@ def test_folders_links_pipes_and_devices(tmp_path):
     os.mkfifo(tmp_path / "pipe.csv")
     (tmp_path / "shut.csv").write_text(CSV)
     (tmp_path / "shut.csv").chmod(0)
-    said = {
-        "": "is a folder",
-        "loop.csv": "back to itself",
-        "pipe.csv": "is a pipe",
-        "gone.csv": "no file gone.csv",
-    }
-    said |= {"shut.csv/x.csv": "Not a directory"} | ({"shut.csv": "may not read it"} if os.getuid() else {})
-    for name, words in {**said, "/dev/zero": "is a pipe or a device"}.items():
+    said = dict.fromkeys(["", "pipe.csv", "/dev/zero"], "is a folder, a pipe or a device; give the file")
+    said |= {"loop.csv": "not a link that leads back", "gone.csv": "no file gone.csv; correct the path"}
+    said |= {"shut.csv/x.csv": "Not a directory"} | ({"shut.csv": "chmod u+r"} if os.getuid() else {})
+    for name, words in said.items():
         assert words in read(tmp_path / name)
 
 

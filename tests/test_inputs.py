@@ -132,8 +132,7 @@ FORMS = {
     "Excel.csv": f"sep=;\n{table(';')}",
     "quoted.csv": table().replace("Film 1", '"Film 1"'),
     "marks are letters.tsv": table("\t").replace("\tFilm 1\t", '\t"Film\t'),
-    "BOM.csv": table().encode("utf-8-sig"),
-    **{f"{code}.csv": table(film="Été").encode(code) for code in ("utf-16", "utf-16-le", "utf-16-be")},
+    **{f"{code}.csv": table(film="Été").encode(code) for code in ("utf-16", "utf-8-sig")},
     "a.csv.gz": gzip.compress(table().encode()),
     "a.bz2": bz2.compress(table().encode()),
     "a.csv": lzma.compress(table().encode()),
@@ -245,7 +244,7 @@ def test_ids_that_stand_for_nothing_and_those_alike():
     title = FRAME["title"]
     spelt = having("title", title.where(FRAME.index % 3 > 0, title.str.upper()))  # each both ways
     spelt, title = (mixed.take(np.random.default_rng(0).permutation(150)) for mixed in (spelt, title))
-    with pytest.raises(BadRatings, match=r"only in blanks, case .*, one of 5 such ids; check_ratings"):
+    with pytest.raises(BadRatings, match=r"only in blanks, case .* .*such ids: 5.; check_ratings"):
         check_ratings(spelt)
     folded, kept = (check_ratings(spelt, alike=alike) for alike in ("fold", "keep"))
     first = spelt["title"].groupby(title).first()
@@ -278,15 +277,11 @@ def test_no_range_is_hinted_at_for_ids_and_timestamps(values):
         assert "y_range=(" not in str(error.value)
 
 
-def test_the_line_of_code_that_makes_numbers_of_text():
-    ratings = having("rating", FRAME["rating"].astype(str))
-    with pytest.raises(BadRatings, match=r"row 0 .*: not a finite number; ratings\['rating'\] = ") as error:
-        check_ratings(ratings)
-    exec(str(error.value).split("; ")[1].removesuffix(" makes numbers of text"))
-    assert check_ratings(ratings)["rating"].tolist() == FRAME["rating"].tolist()
-    ratings["rating"] = FRAME["rating"].astype(str).replace("5", "five")
-    with pytest.raises(BadRatings, match=r"row 3 \('five'\): not a finite number; correct it"):
-        check_ratings(ratings)
+def test_numbers_as_text_are_numbers_and_other_text_is_named():
+    text = FRAME["rating"].astype(str)
+    assert check_ratings(having("rating", text))["rating"].tolist() == FRAME["rating"].tolist()
+    with pytest.raises(BadRatings, match=r"row 3 \('five'\): not a finite number .*; correct it"):
+        check_ratings(having("rating", text.replace("5", "five")))
 
 
 @pytest.mark.parametrize(("unrated", "asked"), [(-1, True), (0, True), (1, False), (-2, False)])

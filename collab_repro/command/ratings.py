@@ -17,7 +17,6 @@ OPTIONS = {  # what a message tells a reader of Python, and what it tells one of
     r"alike='keep'": "--alike keep",
     r"a smaller bs": "a smaller --batch",
     r"load_ratings\('(.*)'\)": r"--data '\1'",
-    r"ratings\[.*\] = pd\.to_numeric\(.*\) makes numbers of text": "write them as numbers",
     r" with (dropna|astype)\(\w*\)": " in the file",
     r", or give learner the DataFrame": "",
 }

@@ -14,7 +14,7 @@ Nothing here imports torch or fastai.
 
 from .checks import check_ratings, check_split, tell_untrained
 from .larger import SETS, load_larger
-from .movielens import RatingsUnavailable, load_movielens
-from .notes import BadRatings
+from .movielens import load_movielens
+from .notes import BadRatings, RatingsUnavailable
 from .own import SUFFIXES, load_own
 from .planted import planted_ratings

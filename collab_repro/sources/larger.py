@@ -18,7 +18,8 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import pandas as pd
 
-from .movielens import NUMBERS, VARIABLE, RatingsUnavailable, download, fastai_path, keep, reason
+from .movielens import NUMBERS, VARIABLE, download, fastai_path, keep
+from .notes import RatingsUnavailable, reason
 
 SITE = "https://files.grouplens.org/datasets/movielens"
 DTYPES = dict(zip(NUMBERS, ("int32", "int32", "float32", "int64"), strict=True))  # 25 million fit in memory

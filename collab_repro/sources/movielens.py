@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 import warnings
 import zipfile
@@ -29,6 +28,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from .files import write_whole
+from .notes import RatingsUnavailable, reason
 
 VARIABLE = "COLLAB_REPRO_DATA"
 URL = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"  # fastai's URLs.ML_100k
@@ -40,10 +40,6 @@ GENRES = """unknown Action Adventure Animation Children's Comedy Crime Documenta
     Horror Musical Mystery Romance Sci-Fi Thriller War Western"""
 GENRES = GENRES.split()
 RAW_TEXT = {"dtype": {"title": str}, "quoting": csv.QUOTE_NONE, "keep_default_na": False}
-
-
-class RatingsUnavailable(RuntimeError):
-    """There are no ratings. One line says what was tried, what went wrong and what to do."""
 
 
 def load_movielens(
@@ -70,7 +66,7 @@ def load_movielens(
         try:
             content = archive.fetch()
             ratings = archive.read(content, *wanted)
-        except (OSError, ValueError, http.client.HTTPException, subprocess.TimeoutExpired) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             failures.append(f"{place}: {reason(error)}")
         else:
             keep(archive.file, content)
@@ -81,17 +77,6 @@ def load_movielens(
         "https://grouplens.org/datasets/movielens/100k/ and give its folder as path= or "
         f"{VARIABLE}, or use 'synthetic'"
     )
-
-
-def reason(error: Exception) -> str:
-    """What went wrong, on one line."""
-    cause = error.reason if type(error) is urllib.error.URLError else error
-    if isinstance(cause, subprocess.TimeoutExpired):
-        return f"not finished after {DEADLINE} seconds"
-    if isinstance(cause, FileNotFoundError):
-        return f"no file {Path(cause.filename or '').name}"
-    text = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
-    return " ".join(text.split())
 
 
 # Reading the two formats; anything but the published ratings is a ValueError
@@ -192,7 +177,10 @@ def _pip_download() -> bytes:
         command += ["--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--quiet"]
         command += ["--retries=1", f"--timeout={TIMEOUT}", f"--dest={folder}"]
         streams = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
-        pip = subprocess.run(command, timeout=DEADLINE, **streams)
+        try:
+            pip = subprocess.run(command, timeout=DEADLINE, **streams)
+        except subprocess.TimeoutExpired:
+            raise ValueError(f"not finished after {DEADLINE} seconds") from None
         if pip.returncode:
             *_, last_line = ["nothing", *pip.stderr.strip().splitlines()]
             raise ValueError(f"pip says {last_line}")
