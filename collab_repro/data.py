@@ -42,24 +42,22 @@ def load_ratings(
     `.attrs` holds `name`, `source` (a sentence) and, for ml-100k, `duplicates` (how many rows repeat a user
     and title). Raises `RatingsUnavailable`; other ratings are never returned instead.
     """
-    if path and name != "ml-100k" and name not in sources.SETS:
+    if path and name not in sources.SETS:
         raise sources.RatingsUnavailable(f"path= goes with MovieLens sets only: leave it out for {name!r}")
     if users and name not in ("ml-100k", "ml-1m"):
         raise sources.RatingsUnavailable(f"users=True: only ml-100k and ml-1m tell of users, not {name!r}")
     if fold is not None and (name != "ml-100k" or fold not in range(1, 6)):
         raise sources.RatingsUnavailable(f"fold={fold!r} of {name!r}: only 'ml-100k' has folds, 1 to 5")
-    if name == "ml-100k":
-        ratings = sources.load_movielens(path, users, fold)
-    elif name in sources.SETS:
-        ratings = sources.load_larger(name, path, users)
+    if name in sources.SETS:
+        ratings = sources.load_movielens(name, path, users, fold)
     elif name == "synthetic":
         ratings, _ = sources.planted_ratings()
         ratings.attrs["source"] = "synthetic ratings, planted_ratings(seed=0)"
     elif Path(name).suffix.lower() in sources.SUFFIXES or Path(name).name != name or os.path.lexists(name):
         ratings = sources.load_own(name)
     else:
-        choices = ", ".join(map(repr, ["ml-100k", *sources.SETS, "synthetic"])) + ", or the path of a file"
+        choices = ", ".join(map(repr, [*sources.SETS, "synthetic"])) + ", or the path of a file"
         raise sources.RatingsUnavailable(f"no ratings called {name!r}: give {choices}")
     if genres and "genres" not in ratings:
         raise sources.RatingsUnavailable(f"{name!r} has no column 'genres'; leave genres=True out")
-    return ratings if genres or name not in ("ml-100k", *sources.SETS) else ratings.drop(columns="genres")
+    return ratings if genres or name not in sources.SETS else ratings.drop(columns="genres")

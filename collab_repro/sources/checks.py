@@ -63,9 +63,7 @@ def check_ratings(
             line = first + row + bisect_right(gaps, row)
             error.args = (error.args[0].replace(f"row {error.row} ", f"row {error.row}, line {line:,} ", 1),)
         raise
-    pairs = users * (items.max() + 1) + items
-    pairs.sort()
-    duplicates = int((pairs[1:] == pairs[:-1]).sum())
+    duplicates = repeated(users, items)
     if duplicates and duplicates != ratings.attrs.get("duplicates"):
         count = f"{duplicates:,} of {len(checked):,} rows repeat a pair of {user} and {item}"
         effect = "each row counts, and a pair may be in both training and validation"
@@ -73,6 +71,13 @@ def check_ratings(
     kept = {name: value for name, value in ratings.attrs.items() if name != "lines"}
     checked.attrs = {**kept, "columns": names, "duplicates": duplicates} | ({"alike": alike} if alike else {})
     return checked
+
+
+def repeated(users: np.ndarray, items: np.ndarray) -> int:
+    """How many rows repeat an earlier pair of these codes (int64, from 0), in little memory."""
+    pairs = users * (items.max() + 1) + items
+    pairs.sort()
+    return int((pairs[1:] == pairs[:-1]).sum())
 
 
 def _check_settings(n: int, y_range: object, bs: int, valid_pct: float, alike: str | None) -> None:
