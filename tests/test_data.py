@@ -541,7 +541,7 @@ class TestFiles:
             pd.testing.assert_frame_equal(read_losses(file, list(table)), table, check_exact=True)
         for content in (b"", b"seed,train_loss,valid_loss\n1,x,2\n", b"\xff\xfe\x00", b"seed\n1\n"):
             file.write_bytes(content)
-            with pytest.raises(FileError, match=r"losses.csv (is not a table|has the columns)"):
+            with pytest.raises(FileError, match=r"losses.csv is not a table of losses: .*; delete it"):
                 read_losses(file, list(table))
 
 

@@ -173,8 +173,9 @@ def _read(
         if not np.isin(flags := movies[GENRES].to_numpy(), (0, 1)).all():
             raise ValueError("not the published u.item: its last 19 columns are not 0 or 1")
         movies["genres"] = ["|".join(compress(GENRES, row)) for row in flags]
+    movies = movies.dropna(subset=MOVIE)
     rows = pd.Index(movies["movie"]).get_indexer(ratings["movie"])
-    if (rows < 0).any() or movies[MOVIE].isna().any(axis=None):
+    if (rows < 0).any():
         movie = ratings["movie"].iloc[int((rows < 0).argmax())]
         raise ValueError(f"not the published {archive.tables['movies'][0]}: no title for movie {movie}")
     for column in ("title", "genres"):
@@ -213,9 +214,7 @@ def _check(archive: Archive, ratings: pd.DataFrame, opener: Opener) -> None:
         wanted = (*(int(match[1]) for match in told if match), counts[2])
     if counts != wanted:
         told = "{:,} ratings, {:,} users and {:,} rated movies".format(*counts)
-        raise ValueError(
-            f"{told} are not the published {archive.file}: {', '.join(f'{n:,}' for n in wanted)}"
-        )
+        raise ValueError(f"{told} are not the published {', '.join(map('{:,}'.format, wanted))}")
 
 
 def frame_sha256(ratings: pd.DataFrame) -> str:
