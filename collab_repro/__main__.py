@@ -10,9 +10,6 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-from tqdm import tqdm
-
 from .bench import PARTS
 
 ABOUT = """fastbook chapter 8 reproduced: nn.Embedding against a plain indexed nn.Parameter.
@@ -107,6 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     It is 141 when nobody reads the output any more.
     """
     args, code = parser().parse_args(argv), 2
+    from filelock import Timeout
+
     try:
         with warnings.catch_warnings():
             _run(args)
@@ -135,6 +134,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
+    from filelock import FileLock
+    from tqdm import tqdm
+
     from .command.ratings import at_command_line, ratings_for
     from .sources.files import FileError
 

@@ -72,9 +72,7 @@ def draw(out: Path) -> list[Path]:
     if (out / "chapter.csv").exists():
         losses = read_losses(out / "chapter.csv", CHAPTER)
         if unknown := set(losses["run"]) - set(RUNS):
-            raise ResultsError(
-                f"{out / 'chapter.csv'}: the chapter has no run {min(unknown)}; delete the file"
-            )
+            raise ResultsError(f"{out}/chapter.csv: the chapter has no run {min(unknown)}; delete the file")
         of = BOOK_DATA if BOOK_DATA in set(losses["data"]) else losses["data"].iloc[-1]
         losses = losses[losses["data"] == of]
         book = published(*dict.fromkeys(losses["run"]))

@@ -75,10 +75,9 @@ def _training(curves: pd.DataFrame, book: bool) -> str:
     for key, losses in summary(curves).iterrows():
         row = [*key]
         for loss in LOSSES:
-            mean, sd = losses[loss, "mean"], losses[loss, "std"]
+            mean, sd = losses[loss]
             row.append(f"{mean:.4f}" if pd.isna(sd) else f"{mean:.4f} ± {sd:.4f}")
-            if book:
-                row.append(f"{printed.loc[key, loss]:.4f}" if key in printed.index else "")
+            row += [f"{printed.loc[key, loss]:.4f}" if key in printed.index else ""] * book
         rows.append(row)
     return table(["model", "epoch", "train", *["book"] * book, "valid", *["book"] * book], rows)
 
@@ -88,11 +87,9 @@ def _paired(curves: pd.DataFrame) -> list[str]:
     if last["n"] < 2:
         return []
     first, second = dict.fromkeys(curves["model"])
-    return [
-        f"Each from its own initial weights, {second} minus {first} ends at a validation MSE of "
-        f"{last['mean']:+.4f} (95 % interval {last['low']:+.4f} to {last['high']:+.4f}, "
-        f"{last['n']:.0f} paired seeds)."
-    ]
+    between = f"95 % interval {last['low']:+.4f} to {last['high']:+.4f}, {last['n']:.0f} paired seeds"
+    told = f"Each from its own initial weights, {second} minus {first} ends at a validation MSE of"
+    return [f"{told} {last['mean']:+.4f} ({between})."]
 
 
 def _biases(name: str, learned: Learned, n: int = 5) -> str:
@@ -137,11 +134,10 @@ def chapter_report(
     for run, epochs in against.groupby(level="run"):
         rows = []
         for (_, epoch), row in epochs.iterrows():
-            cells = [
-                (f"{ours['book']:.3f}", f"{ours['mean']:.3f} ± {ours['sd']:.3f}", f"{ours['z']:+.1f}")
-                for ours in (row[loss] for loss in LOSSES)
-            ]
-            full = [epoch, *cells[0], *cells[1], row["verdict", ""]]
-            rows.append(full if book else [epoch, cells[0][1], cells[1][1]])
+            cells = [epoch]
+            for ours in (row[loss] for loss in LOSSES):
+                cell = f"{ours['mean']:.3f} ± {ours['sd']:.3f}"
+                cells += [f"{ours['book']:.3f}", cell, f"{ours['z']:+.1f}"] if book else [cell]
+            rows.append([*cells, row["verdict", ""]] if book else cells)
         parts.append(f"## Run {run}: {names[run]}\n\n{table(header, rows)}")
     return "\n\n".join(parts) + "\n"

@@ -28,24 +28,20 @@ def check_ratings(
     """`ratings` as three columns (user, item, rating) that fastai encodes without loss.
 
     Columns that are not given are taken by their names, or else by place (see `columns_of`, which says so).
-    The result keeps their names and the order of the rows, and is indexed from 0. `from_df` needs no names
-    for it: `user, item, rating = checked.columns`. The input is not changed.
+    The result keeps their names and the order of the rows, and is indexed from 0; the input is not changed.
+    `.attrs["duplicates"]` counts the rows that repeat a pair of user and item, and a warning gives the
+    number unless the input's `.attrs` already had it.
 
     Ids become integers, text (object) or categories that are all in use. Floats that are whole numbers
     become integers: fastai would make them float32, in which ids above 2**24 coincide. For integer ids,
     fastai's vocabulary holds the training rows only, and it silently reads an id that only validation has
-    as `#na#`; for text and categories the vocabulary holds all rows. Ratings are unchanged, or become
-    float64 if they were bool, Decimal, nullable or Arrow numbers. Items that differ only in blanks, case or
-    the form of an accent, and users that differ in blanks or accents, are refused, unless `alike` is "fold"
-    (one id, as first written) or "keep" (different ids).
-
-    A user may rate an item more than once. `.attrs["duplicates"]` counts the extra rows, and a warning gives
-    the number unless the input's `.attrs` already had it.
+    as `#na#`. Ratings are unchanged, or become float64 if they were text, bool, Decimal, nullable or Arrow
+    numbers. Items that differ only in blanks, case or the form of an accent, and users that differ in
+    blanks or accents, are refused, unless `alike` is "fold" (one id, as first written) or "keep".
 
     Raises `BadRatings` for ids that are missing, alike or of mixed types, for ratings that are not finite
-    numbers strictly inside `y_range`, where the sigmoid's output lies (None: no bounds), and for fewer
-    training rows than `bs`, which fastai would drop. Ratings on the bounds of a `y_range` other than the
-    chapter's are let in, with a warning.
+    numbers inside `y_range` (None: no bounds), and for fewer training rows than `bs`, which fastai would
+    drop. Ratings on the bounds of a `y_range` other than the chapter's are let in, with a warning.
     """
     try:
         names = columns_of(ratings, user_name, item_name, rating_name)
@@ -65,11 +61,10 @@ def check_ratings(
         raise
     duplicates = repeated(users, items)
     if duplicates and duplicates != ratings.attrs.get("duplicates"):
-        count = f"{duplicates:,} of {len(checked):,} rows repeat a pair of {user} and {item}"
-        effect = "each row counts, and a pair may be in both training and validation"
-        note(f"{count}: {effect}")
-    kept = {name: value for name, value in ratings.attrs.items() if name != "lines"}
-    checked.attrs = {**kept, "columns": names, "duplicates": duplicates} | ({"alike": alike} if alike else {})
+        told = f"{duplicates:,} of {len(checked):,} rows repeat a pair of {user} and {item}"
+        note(f"{told}: each row counts, and a pair may be in both training and validation")
+    checked.attrs |= {"columns": names, "duplicates": duplicates} | ({"alike": alike} if alike else {})
+    checked.attrs.pop("lines", None)
     return checked
 
 
@@ -81,8 +76,7 @@ def repeated(users: np.ndarray, items: np.ndarray) -> int:
 
 
 def _check_settings(n: int, y_range: object, bs: int, valid_pct: float, alike: str | None) -> None:
-    n_train = n - int(valid_pct * n)
-    if bs < 1 or n_train < bs:
+    if (n_train := n - int(valid_pct * n)) < bs or bs < 1:
         problem = f"{n} rows leave {n_train} to train on, fewer than a batch of {bs}"
         raise BadRatings(f"{problem}; give more ratings or a smaller bs")
     if y_range is not None and not (len(y_range) == 2 and -np.inf < y_range[0] < y_range[1] < np.inf):
@@ -142,54 +136,47 @@ def _check_ids(
     """A column of ids, and its codes: 0, 1, ... in order of appearance."""
     codes, uniques = pd.factorize(column)
     values = np.asarray(uniques)
-    if (codes < 0).any():
-        raise _bad(column, codes < 0, "no id", "drop such rows with dropna() or fill them")
+    _refuse(column, codes < 0, "no id", "drop such rows with dropna() or fill them")
     if len(values) < 2:
-        raise _bad(column, codes == 0, "the only id", "give ratings with at least two")
+        _refuse(column, codes == 0, "the only id", "give ratings with at least two")
     kind = pd.api.types.infer_dtype(values)
     if kind == "string":
         exact = values.astype(object)
         folded = pd.Series([fold(" ".join(normalize("NFC", text).split())) for text in values], dtype=object)
         plain = folded.str.casefold()
         numbers = plain.str.fullmatch(r"\d+").sum() >= len(plain) - 1
-        wrongs = {
-            "a blank id": plain == "",
-            "fastai's unknown id": plain == "#na#",
-            "no id as it seems, but what programs write for a missing one": plain.isin(MISSING)
-            & ((plain != "na") | numbers | (fold is str)),  # a film may be called NA
-        }
+        missing = plain.isin(MISSING) & ((plain != "na") | numbers | (fold is str))  # a film may be called NA
+        wrongs = {"a blank id": plain == "", "fastai's unknown id": plain == "#na#"}
+        wrongs["no id as it seems, but what programs write for a missing one"] = missing
         for problem, wrong in wrongs.items():
-            if wrong.any():
-                raise _bad(column, codes == wrong.argmax(), problem, "drop such rows or rename it")
+            _refuse(column, wrong, problem, "drop such rows or rename it", codes)
         again = folded.duplicated()
-        if again.any() and alike == "fold":
-            codes, values = pd.factorize(folded)[0][codes], values[~again]
-            return pd.Series(values.astype(object)[codes], dtype=object), codes
-        if again.any() and alike is None:
+        if alike is None:
             like = values[(folded == folded[again.argmax()]).argmax()]
-            alike = f"only in blanks, case or the form of an accent (such ids: {again.sum():,})"
+            problem = f"differs from {like!r} only in blanks, case or the form of an accent"
             remedy = "check_ratings(ratings, alike='fold') takes such ids as one, alike='keep' as different"
-            raise _bad(column, codes == again.argmax(), f"differs from {like!r} {alike}", remedy)
-    elif kind in ("integer", "floating"):
+            _refuse(column, again, f"{problem} (such ids: {again.sum():,})", remedy, codes)
+        elif alike == "fold" and again.any():
+            codes, exact = pd.factorize(folded)[0][codes], exact[~again]
+            return pd.Series(exact[codes], dtype=object), codes
+    elif kind == "floating":
+        exact = values.astype(np.float64) if values.dtype == object else values
+        whole = (np.abs(exact) <= 2.0 ** (np.finfo(exact.dtype).nmant + 1)) & (exact == np.floor(exact))
+        problem = "not a whole number that floats hold exactly"
+        _refuse(column, ~whole, problem, "read the column as int64 or as text", codes)
+        exact = exact.astype(np.int64)
+    elif kind == "integer":
+        low, high = int(values.min()), int(values.max())
+        if values.dtype == object:
+            outside = (values < -(2**63)) | (values >= (2**63 if low < 0 else 2**64))
+            _refuse(column, outside.astype(bool), "does not fit 64 bits", "use astype(str)", codes)
+            values = values.astype(np.int64 if high < 2**63 else np.uint64)
         exact = values
-        if kind == "floating":
-            exact = values.astype(np.float64) if values.dtype == object else values
-            whole = (np.abs(exact) <= 2.0 ** (np.finfo(exact.dtype).nmant + 1)) & (exact == np.floor(exact))
-            if not whole.all():
-                problem = "not a whole number that floats hold exactly"
-                raise _bad(column, codes == whole.argmin(), problem, "read the column as int64 or as text")
-            exact = exact.astype(np.int64)
-        elif values.dtype == object:
-            low, high = int(values.min()), int(values.max())
-            if low < -(2**63) or high >= (2**63 if low < 0 else 2**64):
-                raise _bad(
-                    column, codes == np.abs(values).argmax(), "does not fit 64 bits", "use astype(str)"
-                )
-            exact = values.astype(np.int64 if high < 2**63 else np.uint64)
     else:
-        code = next((i for i, v in enumerate(values) if type(v) is not type(values[0])), 0)
+        others = np.array([type(value) is not type(values[0]) for value in values])
         problem = f"one of {kind} ids, the first of which is {_show(values[0])}"
-        raise _bad(column, codes == code, problem, "make all of them text with astype(str)")
+        remedy = "make all of them text with astype(str)"
+        _refuse(column, others if others.any() else ~others, problem, remedy, codes)
     if isinstance(column.dtype, pd.CategoricalDtype):
         return column.cat.remove_unused_categories(), codes
     if column.dtype == exact.dtype:
@@ -207,13 +194,11 @@ def _check_stars(column: pd.Series, y_range: tuple[float, float] | None, sure: b
         values = pd.to_numeric(column.astype(object), errors="coerce").to_numpy(float)
     with np.errstate(over="ignore"):
         stars = values.astype(np.float32)
-    if not np.isfinite(stars).all():
-        problem = "not a finite number in float32"
-        raise _bad(column, ~np.isfinite(stars), problem, "correct it or drop such rows")
+    _refuse(column, ~np.isfinite(stars), "not a finite number in float32", "correct it or drop such rows")
     column = column if column.dtype == values.dtype else pd.Series(values, name=column.name)
     if y_range is None:
         if not sure and stars.min() >= 1e8 and (values % 1 == 0).all():
-            raise _bad(column, stars > 0, "a timestamp or an id, no rating", "pass rating_name=")
+            _refuse(column, stars > 0, "a timestamp or an id, no rating", "pass rating_name=")
         if stars.min() in (0, -1) and (unrated := _unrated(*np.unique(values, return_counts=True))):
             note(f"{unrated} before training", stacklevel=4)
         return column
@@ -222,7 +207,7 @@ def _check_stars(column: pd.Series, y_range: tuple[float, float] | None, sure: b
     outside = (stars < low) | (stars > high) | (on & (tuple(y_range) == Y_RANGE))
     if outside.any():
         problem = f"not strictly inside y_range {tuple(y_range)}, so the sigmoid can't reach it"
-        raise _bad(column, outside, problem, _range_for(values, sure))
+        _refuse(column, outside, problem, _range_for(values, sure))
     if on.any():
         where = f"{on.sum():,} of {len(on):,} ratings lie on the bounds of y_range {tuple(y_range)}"
         note(f"{where}, which the sigmoid comes near but never reaches", stacklevel=4)
@@ -250,12 +235,18 @@ def _unrated(scale: np.ndarray, counts: np.ndarray) -> str:
     return f"if {rows} mean unrated, drop them" if odd else ""
 
 
-def _bad(column: pd.Series, wrong: np.ndarray, problem: str, remedy: str) -> BadRatings:
-    """The error for the first row where `wrong` is true."""
-    row = int(wrong.argmax())
-    error = BadRatings(f"column {column.name!r}, row {row} ({_show(column[row])}): {problem}; {remedy}")
-    error.row = row
-    return error
+def _refuse(
+    column: pd.Series, wrong: np.ndarray, problem: str, remedy: str, codes: np.ndarray | slice = slice(None)
+) -> None:
+    """Raise `BadRatings` for the first row where `wrong` is true, if any.
+
+    `wrong` has an entry for each row or, with the rows' `codes`, one for each different value.
+    """
+    if wrong.any():
+        row = int(np.asarray(wrong)[codes].argmax())
+        error = BadRatings(f"column {column.name!r}, row {row} ({_show(column[row])}): {problem}; {remedy}")
+        error.row = row
+        raise error
 
 
 def _show(value: object) -> str:

@@ -65,8 +65,8 @@ def read_whole(path: str | Path, limit: int = 1 << 30) -> bytes:
     a file of more than `limit` bytes.
     """
     path = Path(path)
-    if (size := path.stat().st_size) > limit or not path.is_file():
-        problem = f"has {size:,} bytes, more than {limit:,}, or is not a regular file"
+    if path.stat().st_size > limit or not path.is_file():
+        problem = f"is not a regular file of at most {limit:,} bytes"
         raise FileError(f"{path} {problem}; remove it or give another folder")
     return path.read_bytes()
 

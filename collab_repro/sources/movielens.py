@@ -123,20 +123,18 @@ def load_movielens(
     with suppress(*UNREADABLE):  # where there is no intact copy, the next place is tried
         opener, _ = _at(fastai_path("data", archives[0].folder), name)
         return read(archives[0], opener, f"{_label(name)}, unpacked by fastai")
-    for archive in archives:
-        with suppress(*UNREADABLE):
-            content = fastai_path("archive", archive.file).read_bytes()
-            return read(archive, archive.opener(content), archive.source)
-    failures = []
-    for archive in archives:
-        try:
-            content = archive.fetch()
-            ratings = read(archive, archive.opener(content), archive.source)
-        except UNREADABLE as error:
-            failures.append(f"{archive.place}: {reason(error)}")
-        else:
-            keep(archive.file, content)
-            return ratings
+    for fetch in (False, True):
+        failures = []
+        for archive in archives:
+            try:
+                content = archive.fetch() if fetch else fastai_path("archive", archive.file).read_bytes()
+                ratings = read(archive, archive.opener(content), archive.source)
+            except UNREADABLE as error:
+                failures.append(f"{archive.place}: {reason(error)}")
+            else:
+                if fetch:
+                    keep(archive.file, content)
+                return ratings
     raise RatingsUnavailable(
         f"{_label(name)} is not available. path= and {VARIABLE}: not given; fastai's folders: no intact "
         f"copy; {'; '.join(failures)}. What to do: try again later, or give {name}.zip from "
