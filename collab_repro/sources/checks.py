@@ -93,15 +93,13 @@ def check_split(split: object, ratings: pd.DataFrame, bs: int = 64) -> list[int]
     a position twice or outside the rows, no row at all, or fewer than `bs` rows left to train on.
     """
     n, rows = len(ratings), np.asarray(split)
-    if rows.ndim != 1 or not len(rows):
-        raise BadRatings(f"split={_show(split)} names no row; give a seed, a mask or a list of positions")
     rows = np.array(rows.tolist()) if rows.dtype == object else rows
-    if rows.dtype.kind == "b":
-        if len(rows) != n or (isinstance(split, pd.Series) and not split.index.equals(ratings.index)):
-            raise BadRatings(f"split is a mask of {len(rows):,} rows, not of {n:,} ratings in their order")
+    ordered = not isinstance(split, pd.Series) or split.index.equals(ratings.index)
+    if rows.dtype.kind == "b" and rows.shape == (n,) and ordered:
         rows = np.flatnonzero(rows)
-    elif rows.dtype.kind not in "iu":
-        raise BadRatings(f"split, entry 0: {_show(rows.tolist()[0])} is no position, which is a whole number")
+    elif rows.dtype.kind not in "iu" or rows.ndim != 1:
+        problem = f"split={_show(split)} is neither a mask of the {n:,} ratings in their order"
+        raise BadRatings(f"{problem}, nor a list of their positions as in iloc, nor a seed")
     elif isinstance(split, pd.Index | pd.Series) and not ratings.index.equals(pd.RangeIndex(n)):
         remedy = "give np.flatnonzero(ratings.index.isin(split))"
         raise BadRatings(f"split holds labels, but positions as in iloc are meant; {remedy}")
@@ -235,9 +233,7 @@ def _unrated(scale: np.ndarray, counts: np.ndarray) -> str:
     return f"if {rows} mean unrated, drop them" if odd else ""
 
 
-def _refuse(
-    column: pd.Series, wrong: np.ndarray, problem: str, remedy: str, codes: np.ndarray | slice = slice(None)
-) -> None:
+def _refuse(column: pd.Series, wrong: np.ndarray, problem: str, remedy: str, codes=slice(None)) -> None:
     """Raise `BadRatings` for the first row where `wrong` is true, if any.
 
     `wrong` has an entry for each row or, with the rows' `codes`, one for each different value.

@@ -3,7 +3,7 @@
 import csv
 import errno
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO, StringIO
 from pathlib import Path
 
@@ -88,13 +88,12 @@ def _table(text: str, suffix: str) -> pd.DataFrame:
         raise ValueError(f"two columns are called {twice[0]!r}; rename one in the first line")
     cells = {cell for row in others for cell in row}
     comma, point = (any(re.fullmatch(rf"-?\d+{mark}\d+", cell) for cell in cells) for mark in (",", r"\."))
-    lines, quoting = None, csv.QUOTE_NONE
-    if '"' in text:
-        try:
-            lines, quoting = _lines_of_quoted(text, sep), csv.QUOTE_MINIMAL
-        except ValueError:
-            if sep in ",;":
-                raise  # elsewhere the marks may be letters, as in MovieLens' own files
+    try:
+        lines, quoting = _lines(text, sep), csv.QUOTE_MINIMAL
+    except ValueError:
+        if sep in ",;":
+            raise
+        lines, quoting = _lines(text.replace('"', ""), sep), csv.QUOTE_NONE  # letters, as in MovieLens' files
     ratings = _read(
         text,
         names=names,
@@ -104,8 +103,6 @@ def _table(text: str, suffix: str) -> pd.DataFrame:
         decimal="," if comma and not point else ".",
         quoting=quoting,
     )
-    if lines is None:
-        lines = np.fromiter((n for n, row in enumerate(StringIO(text), 1) if row.strip()), int)
     lines = lines[int(not no_header) :]
     if len(lines) == len(ratings) > 0:
         gaps = np.repeat(np.arange(1, len(lines)), np.diff(lines) - 1)
@@ -130,11 +127,14 @@ def _separator(head: list[str], suffix: str) -> str:
     return max((usual, *SEPARATORS), key=head[0].count)
 
 
-def _lines_of_quoted(text: str, sep: str) -> list[int]:
+def _lines(text: str, sep: str) -> Sequence[int]:
     """The line, from 1, on which each record of `text` starts.
 
     Raises ValueError for a quotation mark that nothing closes or that swallows rows.
     """
+    above, inner = len(text) - len(text.lstrip("\n")), text.strip("\n")
+    if '"' not in text and not re.search(r"\n[^\S\n]*\n", inner):  # every line is a record
+        return range(above + 1, above + inner.count("\n") + 2)
     lines, next_line, width, problem = [], 1, 0, "nothing closes"
     reader = _fields(StringIO(text), sep, strict=True)
     try:
@@ -162,7 +162,7 @@ def _read(text: str, **form) -> pd.DataFrame:
         raise ValueError(f"{told}; correct it, or put fields that hold a separator in quotes") from error
     if not isinstance(ratings.index, pd.RangeIndex):
         raise ValueError("rows have more fields than the header; correct the file")
-    if re.search(rf'(?m)(^|"|{form["sep"]})\s*(0\d|-?\d{{19}})', text):
+    if re.search(rf'[-\s"{form["sep"]}](0\d|\d{{19}})', text):
         written = pd.read_csv(StringIO(text), **form, dtype=str)
         for name in ratings:
             if written[name].str.match(r"\s*(0\d|-?\d{19})").any() and not is_named(name, "rating"):
