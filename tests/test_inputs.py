@@ -143,9 +143,8 @@ FORMS = {
 @pytest.mark.parametrize("name", FORMS)
 def test_forms_that_are_certain_are_read_without_a_word(name, tmp_path):
     content = FORMS[name]
-    (tmp_path / name.replace("/", "")).write_bytes(
-        content if isinstance(content, bytes) else content.encode()
-    )
+    file = tmp_path / name.replace("/", "")
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
     ratings = load_ratings(str(tmp_path / name))
     assert list(ratings.columns) == list(HEADER) and len(ratings) == len(FRAME)
     assert ratings["user"].tolist() == FRAME["user"].tolist()
@@ -161,11 +160,7 @@ ACCENTS = {f"Été {n}" for n in range(5)}
     [
         (table(header=False), "is no header: the columns are user, item, rating", ["user", "item", "rating"]),
         ("1\t2\t3\t4\n" * 9, "no header", ["user", "item", "rating", "column 3"]),
-        (
-            table(film="Été").encode("latin-1"),
-            r"byte 20, line 2, is not UTF-8: .* \(Windows-1252\)",
-            list(HEADER),
-        ),
+        (table(film="Été").encode("latin-1"), r"byte 20, line 2, is not UTF-8: .*1252", list(HEADER)),
         (table(film="“Été”").encode("cp1252"), "Windows-1252", list(HEADER)),
     ],
 )
@@ -175,10 +170,8 @@ def test_what_is_guessed_at_is_said(content, words, columns, tmp_path):
     with pytest.warns(UserWarning, match=words):
         ratings = load_ratings(str(file))
     assert list(ratings.columns) == columns
-    assert (
-        "Windows" not in words
-        or {title.replace("“", "").replace("”", "") for title in ratings["title"]} == ACCENTS
-    )
+    if "1252" in words:
+        assert set(ratings["title"].str.replace("[“”]", "", regex=True)) == ACCENTS
 
 
 def test_a_separator_has_equally_many_fields_in_all_lines(tmp_path):
@@ -214,16 +207,16 @@ def test_decimal_commas_zeros_and_long_ids(tmp_path):
 @pytest.mark.filterwarnings("ignore:the first line")
 def test_a_bad_row_is_where_it_is_in_the_file(broken, line, tmp_path):
     (tmp_path / "mine.csv").write_text(broken)
-    with pytest.raises(BadRatings, match=rf"row 30, line {line} \('(NULL|three)'\)"):
-        check_ratings(load_ratings(str(tmp_path / "mine.csv")))
+    ratings = load_ratings(str(tmp_path / "mine.csv"))
+    for rows, at in ((ratings, 30), (ratings[9:], 21), (ratings[::-1], len(ratings) - 31)):
+        with pytest.raises(BadRatings, match=rf"row {at}, line {line} \('(NULL|three)'\)"):
+            check_ratings(rows)
 
 
 def test_other_movielens_folders_and_files_are_pointed_to(tmp_path):
     (tmp_path / "ratings.csv").write_text(table())
     for path in (tmp_path, tmp_path / "ratings.csv"):
-        with pytest.raises(
-            RatingsUnavailable, match=r"are read by load_ratings\('.*ratings.csv'\)$"
-        ) as error:
+        with pytest.raises(RatingsUnavailable, match=r"are read by load_ratings\('.*csv'\)$") as error:
             load_ratings(path=path)
         name = re.search(r"load_ratings\('(.*)'\)", str(error.value))[1]
         assert len(load_ratings(name)) == len(FRAME)
@@ -324,9 +317,8 @@ def test_ids_without_a_training_row_are_told_of_once_and_never_predicted_as_trai
     mine = mine.astype({"user": str, "movie": str}).astype(object) if text else mine
     mine["rating"] = planted["rating"]
     held = np.flatnonzero((planted["user"] <= 3) | (planted["movie"] <= 2))
-    with pytest.warns(
-        UserWarning, match=f"{len(held)} of {len(held)} validation rows have a user or item"
-    ) as said:
+    rows = f"{len(held)} of {len(held)} validation rows have a user or item"
+    with pytest.warns(UserWarning, match=rows) as said:
         learns = [learner(mine, seed=s, split=held, n_factors=3) for s in (0, 1)]
     (told,) = [one for one in map(str, (one.message for one in said)) if "validation rows" in one]
     assert ("'#na#'" in told) is not text
@@ -360,16 +352,10 @@ TAKEN = {
     "integer items": ("u", "i", "r", U, M),
     "negative ids": ("u", "i", "r", lambda r: -r["user"], M),
     "64 bits": ("u", "i", "r", U, lambda r: r["movie"].astype("uint64") + np.uint64(2**63)),
-    "floats": ("u", "i", "r", lambda r: r["user"].astype(float), lambda r: r["movie"].astype(float)),
+    "floats": ("u", "i", "r", *(lambda r, c=c: r[c].astype(float) for c in ("user", "movie"))),
     "nullable": ("u", "i", "r", lambda r: r["user"].astype("Int64"), lambda r: r["title"].astype("string")),
-    "categories": (
-        "u",
-        "i",
-        "r",
-        lambda r: r["user"].astype("category"),
-        lambda r: r["title"].astype("category"),
-    ),
-    "objects": ("u", "i", "r", lambda r: r["user"].astype(object), lambda r: r["movie"].astype(object)),
+    "categories": ("u", "i", "r", *(lambda r, c=c: r[c].astype("category") for c in ("user", "title"))),
+    "objects": ("u", "i", "r", *(lambda r, c=c: r[c].astype(object) for c in ("user", "movie"))),
     "text users": ("u", "i", "r", lambda r: "u" + r["user"].astype(str), T),
 }
 
@@ -472,10 +458,8 @@ def test_hints_name_what_there_is_where_the_reader_is():
     for python in command_ratings.OPTIONS.values():
         assert set(re.findall(r"--[a-z][a-z-]*", python)) <= known
     said = "it; pass user_name='a', item_name= or rating_name=; y_range=(-0.5, 10.5) would hold all ratings"
-    assert (
-        at_command_line(said)
-        == "it; pass --user 'a', --item or --rating; --y-range -0.5 10.5 would hold all ratings"
-    )
+    told = "it; pass --user 'a', --item or --rating; --y-range -0.5 10.5 would hold all ratings"
+    assert at_command_line(said) == told
 
 
 @pytest.mark.filterwarnings("default")
