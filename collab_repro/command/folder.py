@@ -22,13 +22,13 @@ from ..interpret import factor_pca, movie_bias
 from ..looks import root
 from ..recommending.learned import Learned
 from ..sources.files import FileError, read_losses, write_table, write_whole
+from .report import BOOK_DATA
 
 CURVES = ["data", "model", "seed", "epoch", "train_loss", "valid_loss", "seconds"]
 CHAPTER = ["data", "run", "model", "split", "epoch", "train_loss", "valid_loss"]
 SCALE = ["size", "ratings", "users", "titles", "bs", "epochs"]
 SCALE += ["seconds", "ratings_per_s", "memory", "valid_loss"]
 BOXES = "some letters are drawn as boxes; a font like Noto Sans CJK, once installed, has them"
-BOOK_DATA = "ml-100k"  # the only ratings that the book's numbers are set beside
 
 
 class ResultsError(FileError):
@@ -89,10 +89,10 @@ def draw(out: Path) -> list[Path]:
         drawings["bench-scale"] = partial(figures.plot_cost, cost, "ratings", "cost", "measure", **labels)
     if not drawings:
         raise ResultsError(f"{out} holds no curves.csv, learned-*.npz, chapter.csv or bench-scale.csv")
-    files, notes = [], {}
-    for name, plot in drawings.items():
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
+    files = []
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for name, plot in drawings.items():
             try:
                 axes = plot()
             except ValueError as error:  # too few titles or factors, or a model without biases
@@ -101,9 +101,8 @@ def draw(out: Path) -> list[Path]:
             files.append(out / f"{name}.png")
             save_figure(axes, files[-1])
             plt.close(np.ravel(axes)[0].figure)
-        notes |= dict.fromkeys(re.sub("^Glyph.*", BOXES, str(one.message)) for one in said)
-    for note in notes:
-        warnings.warn(note, stacklevel=2)
+    for told in dict.fromkeys(re.sub("^Glyph.*", BOXES, str(one.message)) for one in said):
+        warnings.warn(told, stacklevel=2)
     return files
 
 

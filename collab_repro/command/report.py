@@ -12,6 +12,7 @@ from ..interpret import UnknownTitle, movie_bias, similar_movies, suggest
 from ..recommending.learned import Learned
 
 LOSSES = "train_loss", "valid_loss"
+BOOK_DATA = "ml-100k"  # the only ratings that the book's numbers are set beside
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]], numbers: bool = True) -> str:
@@ -35,31 +36,24 @@ def versions() -> str:
 
 
 def report(
-    curves: pd.DataFrame,
-    learned: dict[str, Learned],
-    identity: str,
-    source: str,
-    settings: str,
-    title: str,
-    constant: float,
-    book: bool = True,
+    curves: pd.DataFrame, learned: dict[str, Learned], same: str, about: str, title: object, constant: float
 ) -> str:
-    """The main command's report: training, identity, biases, neighbours of `title`.
+    """The main command's report: training, beside the book's losses if on its ratings, biases, neighbours.
 
-    `learned` holds one model for each model name, `identity` is what `same_start` showed, `constant` is
-    the validation MSE of always predicting the mean; `book` adds the published losses.
+    `learned` holds a model for each name, `same` is what `same_start` showed, `about` the ratings and
+    settings, `title` whose neighbours to show, `constant` the MSE of always predicting the mean.
     """
     seeds = curves["seed"].nunique()
     best = curves[curves["epoch"] == curves["epoch"].max()].groupby("model")["valid_loss"].mean().min()
     warning = "" if best < constant else " No model is better: what follows means nothing."
     parts = [
         "# fastbook chapter 8: both DotProductBias models",
-        f"Ratings: {source}.\\\nSettings: {settings}.\\\nVersions: {versions()}.",
+        f"{about}\\\nVersions: {versions()}.",
         f"## Training and validation MSE, mean ± sd over {seeds} seed{'s' * (seeds > 1)}",
-        _training(curves, book),
+        _training(curves, book=set(curves["data"]) == {BOOK_DATA}),
         f"Always predicting the mean training rating gives a validation MSE of {constant:.4f}." + warning,
         "## The same derivative?",
-        f"{identity[0].upper()}{identity[1:]}.",
+        f"{same[0].upper()}{same[1:]}.",
         *_paired(curves),
         "## Movie bias, seed " + str(curves["seed"].iloc[0]),
         *(_biases(name, tables) for name, tables in learned.items()),
