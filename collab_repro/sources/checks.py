@@ -44,8 +44,7 @@ def check_ratings(
     drop. Ratings on the bounds of a `y_range` other than the chapter's are let in, with a warning.
     """
     try:
-        names = columns_of(ratings, user_name, item_name, rating_name)
-        user, item, rating = names
+        user, item, rating = names = columns_of(ratings, user_name, item_name, rating_name)
         _check_settings(len(ratings), y_range, bs, valid_pct, alike)
         alike = alike or ratings.attrs.get("alike")
         checked = ratings[names].reset_index(drop=True)

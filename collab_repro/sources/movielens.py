@@ -76,15 +76,6 @@ def _grouplens(name: str, *counts: int, hash: str, tables: dict, folder: str = "
     return Archive(file, hash, f"{folder or name}/", tables, source, partial(download, file), counts, **more)
 
 
-WHEEL = Archive(
-    "recbole-1.2.1-py3-none-any.whl",
-    "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
-    "recbole/dataset_example/ml-100k/",
-    RECBOLE,
-    "MovieLens 100K as the RecBole 1.2.1 package carries it",
-    partial(pip_download, "recbole==1.2.1", "recbole-1.2.1-py3-none-any.whl"),
-    place="RecBole 1.2.1 by pip",
-)
 SETS = [
     _grouplens("ml-100k", tables=HUNDRED,
         hash="50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229"),
@@ -102,7 +93,12 @@ SETS = [
         hash="e4a68655d7386b8f95f2f2424b2ff975dfdd15ffd59e0d864a14dca43e99d6ee"),
 ]  # fmt: skip
 SETS = {archive.file.removesuffix(".zip"): [archive] for archive in SETS}
-SETS["ml-100k"].append(WHEEL)
+WHEEL = "recbole-1.2.1-py3-none-any.whl"
+BY_PIP = {"fetch": partial(pip_download, "recbole==1.2.1", WHEEL), "place": "RecBole 1.2.1 by pip"}
+SETS["ml-100k"].append(Archive(
+    WHEEL, "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
+    "recbole/dataset_example/ml-100k/", RECBOLE,
+    "MovieLens 100K as the RecBole 1.2.1 package carries it", **BY_PIP))  # fmt: skip
 
 
 def load_movielens(

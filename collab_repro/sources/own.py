@@ -94,15 +94,9 @@ def _table(text: str, suffix: str) -> pd.DataFrame:
         if sep in ",;":
             raise
         lines, quoting = _lines(text.replace('"', ""), sep), csv.QUOTE_NONE  # letters, as in MovieLens' files
-    ratings = _read(
-        text,
-        names=names,
-        header=None if no_header else 0,
-        sep=r"\s+" if sep == " " else sep,
-        skipinitialspace=sep != " ",
-        decimal="," if comma and not point else ".",
-        quoting=quoting,
-    )
+    form = {"sep": sep, "skipinitialspace": True} if sep != " " else {"sep": r"\s+"}
+    form |= {"names": names, "header": None if no_header else 0, "quoting": quoting}
+    ratings = _read(text, decimal="," if comma and not point else ".", **form)
     lines = lines[int(not no_header) :]
     if len(lines) == len(ratings) > 0:
         gaps = np.repeat(np.arange(1, len(lines)), np.diff(lines) - 1)
