@@ -147,8 +147,8 @@ def _run(args: argparse.Namespace) -> None:
     warnings.filterwarnings("ignore", "You are using `torch.load`")  # by pickle, before PyTorch 2.6
     warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # stock fastai's loader
     warnings.filterwarnings("ignore", "pkg_resources is deprecated")  # one of bench's peers
-    warnings.showwarning = lambda message, *_, **__: print(
-        f"Note: {at_command_line(str(message))}", file=sys.stderr
+    warnings.showwarning = lambda told, *_, **__: print(
+        f"Note: {at_command_line(f'{told}')}", file=sys.stderr
     )
     if args.command in FROM_FILES and not args.out.is_dir():
         what = f"there is no folder {args.out}; give the --out of an earlier run"

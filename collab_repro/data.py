@@ -21,15 +21,14 @@ def load_ratings(
     `user` (943 different ones), `movie` (1,682), `rating` (1 to 5 stars) and `timestamp` (seconds since
     1970), and text `title` (1,664, without blanks at either end). The first of these that has them is read:
 
-    - `path`, or else the folder that the environment variable COLLAB_REPRO_DATA names: a folder with
-      `ml-100k/` in it as GroupLens ships it, or that folder itself. If one is given, nothing else is tried.
+    - `path`, or else what the environment variable COLLAB_REPRO_DATA names: GroupLens' ml-100k.zip, the
+      folder in it, or a folder that holds either. If one is given, nothing else is tried.
     - the folders in which fastai (`untar_data(URLs.ML_100k)`) and earlier runs keep downloads;
     - GroupLens, and then the RecBole 1.2.1 wheel, fetched with pip.
 
-    "ml-latest-small", "ml-1m", "ml-10m", "ml-20m", "ml-25m", "ml-32m": the other sets, from `path` or
-    COLLAB_REPRO_DATA (their zip or folder), from what an earlier run kept, or from GroupLens. They have the
-    same columns in narrower types, and titles as a category. Films that share a title are one item, as in
-    the chapter, unless `item_name="movie"` goes to `learner`.
+    "ml-latest-small", "ml-1m", "ml-10m", "ml-20m", "ml-25m", "ml-32m": the other sets, found likewise. They
+    have the same columns in narrower types, and titles as a category. Films that share a title are one item,
+    as in the chapter, unless `item_name="movie"` goes to `learner`.
     "synthetic": `planted_ratings()`, with the same columns.
 
     The path of a file: your own ratings, a table as text with any usual separator, also packed (.gz, .bz2,

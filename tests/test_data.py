@@ -155,16 +155,18 @@ class TestNames:
 
 
 class TestFolder:
-    @pytest.mark.parametrize("given", ["parent", "itself", "variable", "path over variable"])
+    @pytest.mark.parametrize("given", ["parent", "itself", "zip", "variable", "path over variable"])
     def test_found(self, small, tmp_path, monkeypatch, given):
         folder = unpack(small.files, tmp_path / "my" / "ml-100k")
-        path = {"itself": folder, "variable": None}.get(given, folder.parent)
+        small.routes(GROUPLENS=None)  # its hash is known
+        archive = unpack({"ml-100k.zip": small.GROUPLENS}, tmp_path / "zips") / "ml-100k.zip"
+        path = {"itself": folder, "zip": archive, "variable": None}.get(given, folder.parent)
         if "variable" in given:
             monkeypatch.setenv(movielens.VARIABLE, "/nowhere" if path else str(folder.parent))
         ratings = load_ratings(path=path)
         same(ratings, small.ratings)
         duplicates = small.ratings.duplicated(["user", "title"]).sum()
-        source = f"MovieLens 100K, the folder {folder}"
+        source = f"MovieLens 100K, {'ml-100k.zip' if given == 'zip' else f'the folder {folder}'}"
         assert ratings.attrs == {"name": "ml-100k", "source": source, "duplicates": duplicates}
         assert duplicates > 0 and not small.home.exists()
 

@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
-from io import BytesIO, StringIO
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -55,9 +55,7 @@ def sweep(folder: Path) -> None:
 
 def write_table(path: str | Path, table: pd.DataFrame) -> None:
     """Write `table` as CSV, whole or not at all, with floats in full. Raises OSError."""
-    text = StringIO()
-    table.to_csv(text, index=False)
-    write_whole(path, text.getvalue().encode())
+    write_whole(path, table.to_csv(index=False).encode())
 
 
 def read_whole(path: str | Path, limit: int = 1 << 30) -> bytes:
