@@ -167,9 +167,9 @@ ACCENTS = {f"Été {n}" for n in range(5)}
 def test_what_is_guessed_at_is_said(content, words, columns, tmp_path):
     file = tmp_path / "mine.csv"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.warns(UserWarning, match=words):
+    with pytest.warns(UserWarning, match=words) as said:
         ratings = load_ratings(str(file))
-    assert list(ratings.columns) == columns
+    assert list(ratings.columns) == columns and said[0].filename == __file__
     if "1252" in words:
         assert set(ratings["title"].str.replace("[“”]", "", regex=True)) == ACCENTS
 
