@@ -191,6 +191,9 @@ def test_decimal_commas_zeros_and_long_ids(tmp_path):
     ratings = load_ratings(str(file))
     assert ratings["user"].nunique() == 2 and ratings["title"].tolist() == ["01", "1"]
     assert ratings["rating"].tolist() == [5, 4], "a rating has no such zeros"
+    file.write_text("007,a,5\n8,b,4\n")
+    with pytest.warns(UserWarning, match="no header"):
+        assert load_ratings(str(file))["user"].tolist() == ["007", "8"]
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ def _read(text: str, **form) -> pd.DataFrame:
         raise ValueError(f"{told}; correct it, or put fields that hold a separator in quotes") from error
     if not isinstance(ratings.index, pd.RangeIndex):
         raise ValueError("rows have more fields than the header; correct the file")
-    if re.search(rf'[-\s"{form["sep"]}](0\d|\d{{19}})', text):
+    if re.match(r"0\d|\d{19}", text) or re.search(rf'[-\s"{form["sep"]}](0\d|\d{{19}})', text):
         written = pd.read_csv(StringIO(text), **form, dtype=str)
         for name in ratings:
             if written[name].str.match(r"\s*(0\d|-?\d{19})").any() and not is_named(name, "rating"):
