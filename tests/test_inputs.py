@@ -131,6 +131,7 @@ FORMS = {
     "named by a comment.csv": f"# user,title,rating\n{table(header=False)}",
     "Excel.csv": f"sep=;\n{table(';')}",
     "quoted.csv": table().replace("Film 1", '"Film 1"'),
+    "titles of two lines.csv": table().replace("Film 1", '"Film\n1, or so"'),
     "marks are letters.tsv": table("\t").replace("\tFilm 1\t", '\t"Film\t'),
     **{f"{code}.csv": table(film="Été").encode(code) for code in ("utf-16", "utf-8-sig")},
     "a.csv.gz": gzip.compress(table().encode()),
