@@ -103,70 +103,66 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     It is 141 when nobody reads the output any more.
     """
-    args = parser().parse_args(argv)
+    args, code = parser().parse_args(argv), 2
+    from filelock import Timeout
+
     try:
-        return _run(args)
-    except (ImportError, MemoryError) as error:
-        if isinstance(error, ImportError) and not re.search("map segment|allocate memory", str(error)):
+        with warnings.catch_warnings():
+            _run(args)
+        return 0
+    except Timeout:
+        told = f"another run is writing in {args.out}: wait for it, or give another --out"
+    except BrokenPipeError:  # the reader of a pipe has ended, as `head` does
+        with suppress(AttributeError, OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        told, code = f"nobody reads the output any more; what is finished is in {args.out}", 141
+    except OSError as error:
+        told = f"{error.filename or args.out}: {error.strerror or error}"
+    except KeyboardInterrupt:
+        told, code = "interrupted; what was finished before still stands", 130
+    except Exception as error:
+        if isinstance(error, MemoryError) or re.search("map segment|allocate memory", str(error)):
+            told = "too little memory; end other programs, or raise the limit that `ulimit -v` shows"
+        elif type(error).__module__.startswith("collab_repro."):  # one of this package's own
+            from .command.ratings import at_command_line
+
+            told = at_command_line(str(error))
+        else:
             raise
-        return _fail("too little memory; end other programs, or raise the limit that `ulimit -v` shows")
+    print(f"collab_repro: {told}", file=sys.stderr)
+    return code
 
 
-def _run(args: argparse.Namespace) -> int:
-    from filelock import FileLock, Timeout
+def _run(args: argparse.Namespace) -> None:
+    from filelock import FileLock
     from tqdm import tqdm
 
     from .command.ratings import at_command_line, ratings_for
+    from .sources.files import FileError
 
-    module, function = COMMANDS[args.command]
     os.environ["MPLBACKEND"] = "Agg"  # figures go to files, whatever else is set
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal may lack some letters
-
-    def command() -> None:
+    warnings.filterwarnings("ignore", "You are using `torch.load`")  # by pickle, before PyTorch 2.6
+    warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # stock fastai's loader
+    warnings.filterwarnings("ignore", "pkg_resources is deprecated")  # one of bench's peers
+    warnings.showwarning = lambda told, *_, **__: print(
+        f"Note: {at_command_line(f'{told}')}", file=sys.stderr
+    )
+    if args.command in FROM_FILES and not args.out.is_dir():
+        what = f"there is no folder {args.out}; give the --out of an earlier run"
+        raise FileError(f"{what}, or make it with `python -m collab_repro`")
+    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        (args.out / ".lock").touch()
+    except OSError:  # where the lock would wait for nobody
+        raise FileError(f"nothing can be written in {args.out}; give another --out") from None
+    module, function = COMMANDS[args.command]
+    with FileLock(args.out / ".lock", timeout=0):
         ratings = ratings_for(args) if args.command not in FROM_FILES else None
         with tqdm(desc="loading fastai", unit="epoch", disable=None, leave=False) as bar:
             getattr(import_module(f"collab_repro.{module}"), function)(args, ratings, bar)
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "You are using `torch.load`")  # by pickle, before PyTorch 2.6
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # stock fastai's loader
-        warnings.filterwarnings("ignore", "pkg_resources is deprecated")  # one of bench's peers
-        warnings.showwarning = lambda message, *_, **__: print(
-            f"Note: {at_command_line(str(message))}", file=sys.stderr
-        )
-        try:
-            if args.command in FROM_FILES and not args.out.is_dir():
-                what = f"there is no folder {args.out}; give the --out of an earlier run"
-                return _fail(f"{what}, or make it with `python -m collab_repro`")
-            args.out.mkdir(parents=True, exist_ok=True)
-            try:
-                (args.out / ".lock").touch()
-            except OSError:  # where the lock would wait for nobody
-                return _fail(f"nothing can be written in {args.out}; give another --out")
-            with FileLock(args.out / ".lock", timeout=0):
-                command()
-        except Timeout:
-            return _fail(f"another run is writing in {args.out}: wait for it, or give another --out")
-        except BrokenPipeError:  # the reader of a pipe has ended, as `head` does
-            with suppress(AttributeError, OSError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return _fail(f"nobody reads the output any more; what is finished is in {args.out}", code=141)
-        except OSError as error:
-            return _fail(f"{error.filename or args.out}: {error.strerror or error}")
-        except KeyboardInterrupt:
-            return _fail("interrupted; what was finished before still stands", code=130)
-        except Exception as error:
-            if not type(error).__module__.startswith("collab_repro."):  # not one of this package's errors
-                raise
-            return _fail(at_command_line(str(error)))
-    return 0
-
-
-def _fail(message: str, code: int = 2) -> int:
-    print(f"collab_repro: {message}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

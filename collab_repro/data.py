@@ -21,15 +21,14 @@ def load_ratings(
     `user` (943 different ones), `movie` (1,682), `rating` (1 to 5 stars) and `timestamp` (seconds since
     1970), and text `title` (1,664, without blanks at either end). The first of these that has them is read:
 
-    - `path`, or else the folder that the environment variable COLLAB_REPRO_DATA names: a folder with
-      `ml-100k/` in it as GroupLens ships it, or that folder itself. If one is given, nothing else is tried.
+    - `path`, or else what the environment variable COLLAB_REPRO_DATA names: GroupLens' ml-100k.zip, the
+      folder in it, or a folder that holds either. If one is given, nothing else is tried.
     - the folders in which fastai (`untar_data(URLs.ML_100k)`) and earlier runs keep downloads;
     - GroupLens, and then the RecBole 1.2.1 wheel, fetched with pip.
 
-    "ml-latest-small", "ml-1m", "ml-10m", "ml-20m", "ml-25m", "ml-32m": the other sets, from `path` or
-    COLLAB_REPRO_DATA (their zip or folder), from what an earlier run kept, or from GroupLens. They have the
-    same columns in narrower types, and titles as a category. Films that share a title are one item, as in
-    the chapter, unless `item_name="movie"` goes to `learner`.
+    "ml-latest-small", "ml-1m", "ml-10m", "ml-20m", "ml-25m", "ml-32m": the other sets, found likewise. They
+    have the same columns in narrower types, and titles as a category. Films that share a title are one item,
+    as in the chapter, unless `item_name="movie"` goes to `learner`.
     "synthetic": `planted_ratings()`, with the same columns.
 
     The path of a file: your own ratings, a table as text with any usual separator, also packed (.gz, .bz2,
@@ -42,24 +41,22 @@ def load_ratings(
     `.attrs` holds `name`, `source` (a sentence) and, for ml-100k, `duplicates` (how many rows repeat a user
     and title). Raises `RatingsUnavailable`; other ratings are never returned instead.
     """
-    if path and name != "ml-100k" and name not in sources.SETS:
+    if path and name not in sources.SETS:
         raise sources.RatingsUnavailable(f"path= goes with MovieLens sets only: leave it out for {name!r}")
     if users and name not in ("ml-100k", "ml-1m"):
         raise sources.RatingsUnavailable(f"users=True: only ml-100k and ml-1m tell of users, not {name!r}")
     if fold is not None and (name != "ml-100k" or fold not in range(1, 6)):
         raise sources.RatingsUnavailable(f"fold={fold!r} of {name!r}: only 'ml-100k' has folds, 1 to 5")
-    if name == "ml-100k":
-        ratings = sources.load_movielens(path, users, fold)
-    elif name in sources.SETS:
-        ratings = sources.load_larger(name, path, users)
+    if name in sources.SETS:
+        ratings = sources.load_movielens(name, path, users, fold)
     elif name == "synthetic":
         ratings, _ = sources.planted_ratings()
         ratings.attrs["source"] = "synthetic ratings, planted_ratings(seed=0)"
     elif Path(name).suffix.lower() in sources.SUFFIXES or Path(name).name != name or os.path.lexists(name):
         ratings = sources.load_own(name)
     else:
-        choices = ", ".join(map(repr, ["ml-100k", *sources.SETS, "synthetic"])) + ", or the path of a file"
+        choices = ", ".join(map(repr, [*sources.SETS, "synthetic"])) + ", or the path of a file"
         raise sources.RatingsUnavailable(f"no ratings called {name!r}: give {choices}")
     if genres and "genres" not in ratings:
         raise sources.RatingsUnavailable(f"{name!r} has no column 'genres'; leave genres=True out")
-    return ratings if genres or name not in ("ml-100k", *sources.SETS) else ratings.drop(columns="genres")
+    return ratings if genres or name not in sources.SETS else ratings.drop(columns="genres")

@@ -90,7 +90,7 @@ def test_just_enough_rows():
 
 
 COLUMNS = [
-    (PLAIN, {"user_name": "whom"}, r"no columns called 'whom' for the user; .* did you mean 'who'\? If"),
+    (PLAIN, {"user_name": "whom"}, "no columns called 'whom' for the user; the columns are .'who', "),
     (PLAIN, {"item_name": "who"}, "no columns for the user; .* pass user_name="),
     (PLAIN[["who", "film"]], {}, "no columns for the rating; .* pass rating_name="),
     (PLAIN[[]], {}, "no columns for the user"),
@@ -106,14 +106,12 @@ STARS = [
     for value, dtype, words in [
         (np.nan, float, r"\(nan\): not a finite"),
         (-np.inf, float, r"\(-inf\): not a finite"),
-        (pd.NA, "Int64", r"\(<NA>\): not a rating"),
-        (None, object, ".*: not a rating; drop"),
-        (Decimal("NaN"), object, r"\(NaN\): not a rating"),
+        (pd.NA, "Int64", r"\(<NA>\): not a finite"),
+        (None, object, ".*: not a finite number .*; correct it or drop such rows"),
+        (Decimal("NaN"), object, r"\(NaN\): not a finite"),
         (Decimal("inf"), object, r"\(Infinity\): not a finite"),
-        (10**400, object, r"\(1000+\): not a finite"),
-        ("5", object, r"\('5'\): not a finite number;.*to_numeric"),
-        (pd.Timestamp(0), object, r"\(1970.*: not a finite number;"),
-        (1 + 1j, object, ".*: not a finite number;"),
+        ("five", object, r"\('five'\): not a finite"),
+        (pd.Timestamp(0), object, r"\(1970.*: not a finite"),
         (
             0,
             int,
@@ -125,7 +123,6 @@ STARS = [
     ]
 ]
 STARS += [
-    (having("stars", PLAIN["stars"].astype(str)), {}, r"row 0 \('"),  # the first bad row is named
     (one("stars", 9, 1e39, float), {"y_range": None}, r"\(1e\+39\): not a finite number in float32"),
 ]
 FULL = having("who", (WHO.astype(object) * 2 + 2**63 - 41).replace(2**63 - 41, -1))
@@ -153,7 +150,7 @@ IDS = [
     (titled("#na#"), r"row 3 \('#na#'\): fastai's unknown id"),
     (
         titled("Am\u00e9lie", "Ame\u0301lie"),
-        "'film', row 8 .* the form of an accent; check_ratings\\(ratings, alike='fold'\\)",
+        "'film', row 8 .* the form of an accent .such ids: 1.; check_ratings\\(ratings, alike='fold'\\)",
     ),
     (having("who", LETTERS.replace("A", "a ")), r"row 1 \('a '\): differs from 'a' only in blanks"),
 ]

@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from collab_repro import RatingsUnavailable, load_ratings
-from collab_repro.sources import files, movielens
+from collab_repro.sources import archives, files, movielens
 from collab_repro.sources.files import FileError, read_losses, write_table, write_whole
 from collab_repro.sources.movielens import GENRES, NUMBERS, frame_sha256
 
@@ -37,6 +37,7 @@ FILMS = {
     267: ("unknown", ["unknown"]),
 }
 KINDS = {movie: kinds for movie, (_, kinds) in FILMS.items()}
+GROUPLENS, RECBOLE = movielens.SETS["ml-100k"]
 
 
 def packed(members):
@@ -64,7 +65,7 @@ def recbole_wheel(lines):
         if movie != 267:
             name, year = title[:-1].rsplit(" (", 1)
             items += f"{movie}\t{name}\t{year}\t{' '.join(kinds)}\n"
-    inter, item, _ = (movielens.RECBOLE.folder + name for name in movielens.RECBOLE.members)
+    inter, item, _ = (RECBOLE.folder + name for name, _ in RECBOLE.tables.values())
     info = "recbole-1.2.1.dist-info"
     about = {
         f"{info}/METADATA": "Metadata-Version: 2.1\nName: recbole\nVersion: 1.2.1\n",
@@ -88,15 +89,17 @@ def small(tmp_path, monkeypatch):
     ratings["movie"] = rng.choice([*FILMS], 400)
     ratings["title"] = ratings["movie"].map({movie: title for movie, (title, _) in FILMS.items()})
     both = grouplens_files(ratings)
-    archives = {"GROUPLENS": packed({f"ml-100k/{k}": v for k, v in both.items()})}
-    archives["RECBOLE"] = recbole_wheel(both["u.data"])
+    contents = {"GROUPLENS": packed({f"ml-100k/{k}": v for k, v in both.items()})}
+    contents["RECBOLE"] = recbole_wheel(both["u.data"])
     monkeypatch.setattr(movielens, "SHA256", frame_sha256(ratings))
 
     def routes(**changes):
+        known = dict(zip(contents, movielens.SETS["ml-100k"], strict=True))
         for name, fetch in changes.items():
-            content = archives[name]
-            known = {"sha256": hashlib.sha256(content).hexdigest(), "fetch": fetch or (lambda c=content: c)}
-            monkeypatch.setattr(movielens, name, getattr(movielens, name)._replace(**known))
+            content = contents[name]
+            own = {"hash": hashlib.sha256(content).hexdigest(), "fetch": fetch or (lambda c=content: c)}
+            known[name] = known[name]._replace(**own)
+        monkeypatch.setitem(movielens.SETS, "ml-100k", [*known.values()])
 
     def nowhere():
         raise OSError("no way out")
@@ -104,7 +107,7 @@ def small(tmp_path, monkeypatch):
     routes(GROUPLENS=nowhere, RECBOLE=nowhere)
     home, tmp = tmp_path / "home", tmp_path / "tmp"
     places = {"home": home, "archives": home / "archive", "tmp": tmp}
-    return SimpleNamespace(ratings=ratings, files=both, routes=routes, **archives, **places)
+    return SimpleNamespace(ratings=ratings, files=both, routes=routes, **contents, **places)
 
 
 def same(ratings, expected):
@@ -146,22 +149,24 @@ class TestNames:
     def test_torch_and_fastai_are_not_imported(self):
         code = "import sys; from collab_repro import data, sources\n"
         code += "sources.check_ratings(data.load_ratings('synthetic'))\n"
-        code += "sources.movielens.fastai_path('data', 'ml-100k')\n"
+        code += "sources.archives.fastai_path('data', 'ml-100k')\n"
         code += "assert not {'torch', 'fastai', 'scipy', 'sklearn'} & {*sys.modules}"
         subprocess.run([sys.executable, "-c", code], check=True)
 
 
 class TestFolder:
-    @pytest.mark.parametrize("given", ["parent", "itself", "variable", "path over variable"])
+    @pytest.mark.parametrize("given", ["parent", "itself", "zip", "variable", "path over variable"])
     def test_found(self, small, tmp_path, monkeypatch, given):
         folder = unpack(small.files, tmp_path / "my" / "ml-100k")
-        path = {"itself": folder, "variable": None}.get(given, folder.parent)
+        small.routes(GROUPLENS=None)  # its hash is known
+        archive = unpack({"ml-100k.zip": small.GROUPLENS}, tmp_path / "zips") / "ml-100k.zip"
+        path = {"itself": folder, "zip": archive, "variable": None}.get(given, folder.parent)
         if "variable" in given:
             monkeypatch.setenv(movielens.VARIABLE, "/nowhere" if path else str(folder.parent))
         ratings = load_ratings(path=path)
         same(ratings, small.ratings)
         duplicates = small.ratings.duplicated(["user", "title"]).sum()
-        source = f"MovieLens 100K from the folder {path or folder.parent}"
+        source = f"MovieLens 100K, {'ml-100k.zip' if given == 'zip' else f'the folder {folder}'}"
         assert ratings.attrs == {"name": "ml-100k", "source": source, "duplicates": duplicates}
         assert duplicates > 0 and not small.home.exists()
 
@@ -193,7 +198,9 @@ class TestFolder:
         folder = unpack({k: v for k, v in contents.items() if v is not None}, tmp_path / "ml-100k")
         monkeypatch.setenv(movielens.VARIABLE, str(folder))
         for path in (folder, None):
-            with pytest.raises(RatingsUnavailable, match=f"ml-100k: .*({words}).*; give the folder") as e:
+            with pytest.raises(
+                RatingsUnavailable, match=f"ml-100k: .*({words}).*; give ml-100k.zip, or a"
+            ) as e:
                 load_ratings(path=path)
             assert "\n" not in str(e.value)
 
@@ -213,7 +220,9 @@ class TestFolder:
     def test_no_folder_at_all(self, small, tmp_path):
         (tmp_path / "file").write_text("")
         for path in (f"{tmp_path}/nowhere", f"{tmp_path}/file", "~/nowhere"):
-            with pytest.raises(RatingsUnavailable, match=f"{path}: (no file|Not a dir).*give the"):
+            with pytest.raises(
+                RatingsUnavailable, match=f"{path}: (no file|0 bytes that are not).*give ml-100k.zip, or a"
+            ):
                 load_ratings(path=path)
 
 
@@ -244,7 +253,7 @@ class TestKept:
             unpack({"config.ini": text.encode()}, small.home)
         small.routes(GROUPLENS=None)
         load_ratings()
-        assert URLs.ML_100k == movielens.URL
+        assert URLs.ML_100k == f"{archives.SITE}/ml-100k.zip"
         monkeypatch.setattr(URLs, "ML_100k", "http://127.0.0.1:9/ml-100k.zip")
         fastai_cfg.cache_clear()
         folder = untar_data(URLs.ML_100k)
@@ -259,7 +268,7 @@ class TestKept:
     @pytest.mark.parametrize("archive", ["GROUPLENS", "RECBOLE"])
     @pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b"", lambda b: b"?" + b[1:]])
     def test_damaged_copies_are_not_used_and_do_not_block(self, small, archive, damage):
-        content, name = getattr(small, archive), getattr(movielens, archive).file
+        content, name = getattr(small, archive), {"GROUPLENS": GROUPLENS, "RECBOLE": RECBOLE}[archive].file
         unpack({"u.data": b"196\t242\t3\t881"}, small.home / "data" / "ml-100k")
         file = unpack({name: damage(content)}, small.archives) / name
         with pytest.raises(RatingsUnavailable, match="no intact copy"):
@@ -316,12 +325,12 @@ def server(small, monkeypatch):
             here.socket = tls.wrap_socket(here.socket, server_side=True)
         threading.Thread(target=here.serve_forever, args=(0.01,), daemon=True).start()
         running.append(here)
-        address = f"http{'s' * bool(tls)}://127.0.0.1:{here.server_port}/ml-100k.zip"
-        monkeypatch.setattr(movielens, "URL", address if answer else "http://127.0.0.1:1/ml-100k.zip")
+        address = f"http{'s' * bool(tls)}://127.0.0.1:{here.server_port}"
+        monkeypatch.setattr(archives, "SITE", address if answer else "http://127.0.0.1:1")
 
-    small.routes(GROUPLENS=lambda: movielens.download(movielens.URL, movielens.MAX_BYTES))
-    for name, limit in {"TIMEOUT": 0.3, "DEADLINE": 0.5, "MAX_BYTES": 200_000}.items():
-        monkeypatch.setattr(movielens, name, limit)
+    small.routes(GROUPLENS=GROUPLENS.fetch)
+    for name, limit in {"TIMEOUT": 0.3, "DEADLINE": 0.5, "MOST": 200_000}.items():
+        monkeypatch.setattr(archives, name, limit)
     yield serve
     for here in running:
         here.shutdown()
@@ -364,11 +373,11 @@ class TestServer:
         small.routes(RECBOLE=None)
         ratings = load_ratings()
         same(ratings, small.ratings)
-        assert ratings.attrs["source"] == movielens.RECBOLE.source
-        assert left(tmp_path) == [movielens.RECBOLE.file]
-        (small.archives / movielens.RECBOLE.file).unlink()
+        assert ratings.attrs["source"] == RECBOLE.source
+        assert left(tmp_path) == [RECBOLE.file]
+        (small.archives / RECBOLE.file).unlink()
         server(sends(small.GROUPLENS))
-        assert load_ratings().attrs["source"] == movielens.GROUPLENS.source
+        assert load_ratings().attrs["source"] == GROUPLENS.source
         assert (small.archives / "ml-100k.zip").read_bytes() == small.GROUPLENS
         assert capfd.readouterr() == ("", "")
 
@@ -395,7 +404,7 @@ class TestServer:
             load_ratings()
         assert time.monotonic() - started < 4  # the server that drips takes longer
         assert "path= and COLLAB_REPRO_DATA: not given" in str(error.value)
-        assert "no way out. What to do: try again later, or unpack" in str(error.value)
+        assert "no way out. What to do: try again later, or give ml-100k.zip" in str(error.value)
         assert "\n" not in str(error.value)
 
     @pytest.mark.skipif(not shutil.which("openssl"), reason="makes a certificate with openssl")
@@ -414,21 +423,21 @@ class TestServer:
 @pytest.fixture
 def index(small, tmp_path, monkeypatch):
     """The user's pip settings: a folder with a wheel, no index, and the real pip to read them."""
-    small.routes(RECBOLE=movielens._pip_download)
+    small.routes(RECBOLE=RECBOLE.fetch)
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)
     folder = unpack({}, tmp_path / "wheels")
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    return folder / movielens.RECBOLE.file
+    return folder / RECBOLE.file
 
 
 class TestPip:
     def test_good(self, small, index, capfd):
         index.write_bytes(small.RECBOLE)
         same(load_ratings(), small.ratings)
-        assert (small.archives / movielens.RECBOLE.file).read_bytes() == small.RECBOLE
+        assert (small.archives / RECBOLE.file).read_bytes() == small.RECBOLE
         assert left(small.tmp) == [] and capfd.readouterr() == ("", "")
 
     def test_a_source_package_is_never_run(self, small, index, tmp_path):
@@ -456,8 +465,8 @@ class TestPip:
         if script:
             fake.write_text(f"#!{sys.executable} -S\n{script}\n")
             fake.chmod(0o755)
-        monkeypatch.setattr(movielens, "sys", SimpleNamespace(executable=str(fake)))
-        monkeypatch.setattr(movielens, "DEADLINE", 0.2 if "sleep" in (script or "") else 30)
+        monkeypatch.setattr(archives, "sys", SimpleNamespace(executable=str(fake)))
+        monkeypatch.setattr(archives, "DEADLINE", 0.2 if "sleep" in (script or "") else 30)
         with pytest.raises(RatingsUnavailable, match=words):
             load_ratings()
         assert left(small.tmp) == []
@@ -538,7 +547,7 @@ class TestFiles:
             read_losses(file, list(table))
         for content in (b"", b"seed,train_loss,valid_loss\n1,x,2\n", b"\xff\xfe\x00", b"seed\n1\n"):
             file.write_bytes(content)
-            with pytest.raises(FileError, match=r"losses.csv (is not a table|has the columns)"):
+            with pytest.raises(FileError, match=r"losses.csv is not a table of losses: .*; delete it"):
                 read_losses(file, list(table))
 
 

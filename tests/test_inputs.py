@@ -131,9 +131,9 @@ FORMS = {
     "named by a comment.csv": f"# user,title,rating\n{table(header=False)}",
     "Excel.csv": f"sep=;\n{table(';')}",
     "quoted.csv": table().replace("Film 1", '"Film 1"'),
+    "titles of two lines.csv": table().replace("Film 1", '"Film\n1, or so"'),
     "marks are letters.tsv": table("\t").replace("\tFilm 1\t", '\t"Film\t'),
-    "BOM.csv": table().encode("utf-8-sig"),
-    **{f"{code}.csv": table(film="Été").encode(code) for code in ("utf-16", "utf-16-le", "utf-16-be")},
+    **{f"{code}.csv": table(film="Été").encode(code) for code in ("utf-16", "utf-8-sig")},
     "a.csv.gz": gzip.compress(table().encode()),
     "a.bz2": bz2.compress(table().encode()),
     "a.csv": lzma.compress(table().encode()),
@@ -144,9 +144,8 @@ FORMS = {
 @pytest.mark.parametrize("name", FORMS)
 def test_forms_that_are_certain_are_read_without_a_word(name, tmp_path):
     content = FORMS[name]
-    (tmp_path / name.replace("/", "")).write_bytes(
-        content if isinstance(content, bytes) else content.encode()
-    )
+    file = tmp_path / name.replace("/", "")
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
     ratings = load_ratings(str(tmp_path / name))
     assert list(ratings.columns) == list(HEADER) and len(ratings) == len(FRAME)
     assert ratings["user"].tolist() == FRAME["user"].tolist()
@@ -162,24 +161,18 @@ ACCENTS = {f"Été {n}" for n in range(5)}
     [
         (table(header=False), "is no header: the columns are user, item, rating", ["user", "item", "rating"]),
         ("1\t2\t3\t4\n" * 9, "no header", ["user", "item", "rating", "column 3"]),
-        (
-            table(film="Été").encode("latin-1"),
-            r"byte 20, line 2, is not UTF-8: .* \(Windows-1252\)",
-            list(HEADER),
-        ),
+        (table(film="Été").encode("latin-1"), r"byte 20, line 2, is not UTF-8: .*1252", list(HEADER)),
         (table(film="“Été”").encode("cp1252"), "Windows-1252", list(HEADER)),
     ],
 )
 def test_what_is_guessed_at_is_said(content, words, columns, tmp_path):
     file = tmp_path / "mine.csv"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.warns(UserWarning, match=words):
+    with pytest.warns(UserWarning, match=words) as said:
         ratings = load_ratings(str(file))
-    assert list(ratings.columns) == columns
-    assert (
-        "Windows" not in words
-        or {title.replace("“", "").replace("”", "") for title in ratings["title"]} == ACCENTS
-    )
+    assert list(ratings.columns) == columns and said[0].filename == __file__
+    if "1252" in words:
+        assert set(ratings["title"].str.replace("[“”]", "", regex=True)) == ACCENTS
 
 
 def test_a_separator_has_equally_many_fields_in_all_lines(tmp_path):
@@ -199,6 +192,9 @@ def test_decimal_commas_zeros_and_long_ids(tmp_path):
     ratings = load_ratings(str(file))
     assert ratings["user"].nunique() == 2 and ratings["title"].tolist() == ["01", "1"]
     assert ratings["rating"].tolist() == [5, 4], "a rating has no such zeros"
+    file.write_text("007,a,5\n8,b,4\n")
+    with pytest.warns(UserWarning, match="no header"):
+        assert load_ratings(str(file))["user"].tolist() == ["007", "8"]
 
 
 @pytest.mark.parametrize(
@@ -215,16 +211,16 @@ def test_decimal_commas_zeros_and_long_ids(tmp_path):
 @pytest.mark.filterwarnings("ignore:the first line")
 def test_a_bad_row_is_where_it_is_in_the_file(broken, line, tmp_path):
     (tmp_path / "mine.csv").write_text(broken)
-    with pytest.raises(BadRatings, match=rf"row 30, line {line} \('(NULL|three)'\)"):
-        check_ratings(load_ratings(str(tmp_path / "mine.csv")))
+    ratings = load_ratings(str(tmp_path / "mine.csv"))
+    for rows, at in ((ratings, 30), (ratings[9:], 21), (ratings[::-1], len(ratings) - 31)):
+        with pytest.raises(BadRatings, match=rf"row {at}, line {line} \('(NULL|three)'\)"):
+            check_ratings(rows)
 
 
 def test_other_movielens_folders_and_files_are_pointed_to(tmp_path):
     (tmp_path / "ratings.csv").write_text(table())
     for path in (tmp_path, tmp_path / "ratings.csv"):
-        with pytest.raises(
-            RatingsUnavailable, match=r"are read by load_ratings\('.*ratings.csv'\)$"
-        ) as error:
+        with pytest.raises(RatingsUnavailable, match=r"are read by load_ratings\('.*csv'\)$") as error:
             load_ratings(path=path)
         name = re.search(r"load_ratings\('(.*)'\)", str(error.value))[1]
         assert len(load_ratings(name)) == len(FRAME)
@@ -245,7 +241,7 @@ def test_ids_that_stand_for_nothing_and_those_alike():
     title = FRAME["title"]
     spelt = having("title", title.where(FRAME.index % 3 > 0, title.str.upper()))  # each both ways
     spelt, title = (mixed.take(np.random.default_rng(0).permutation(150)) for mixed in (spelt, title))
-    with pytest.raises(BadRatings, match=r"only in blanks, case .*, one of 5 such ids; check_ratings"):
+    with pytest.raises(BadRatings, match=r"only in blanks, case .* .*such ids: 5.; check_ratings"):
         check_ratings(spelt)
     folded, kept = (check_ratings(spelt, alike=alike) for alike in ("fold", "keep"))
     first = spelt["title"].groupby(title).first()
@@ -278,15 +274,11 @@ def test_no_range_is_hinted_at_for_ids_and_timestamps(values):
         assert "y_range=(" not in str(error.value)
 
 
-def test_the_line_of_code_that_makes_numbers_of_text():
-    ratings = having("rating", FRAME["rating"].astype(str))
-    with pytest.raises(BadRatings, match=r"row 0 .*: not a finite number; ratings\['rating'\] = ") as error:
-        check_ratings(ratings)
-    exec(str(error.value).split("; ")[1].removesuffix(" makes numbers of text"))
-    assert check_ratings(ratings)["rating"].tolist() == FRAME["rating"].tolist()
-    ratings["rating"] = FRAME["rating"].astype(str).replace("5", "five")
-    with pytest.raises(BadRatings, match=r"row 3 \('five'\): not a finite number; correct it"):
-        check_ratings(ratings)
+def test_numbers_as_text_are_numbers_and_other_text_is_named():
+    text = FRAME["rating"].astype(str)
+    assert check_ratings(having("rating", text))["rating"].tolist() == FRAME["rating"].tolist()
+    with pytest.raises(BadRatings, match=r"row 3 \('five'\): not a finite number .*; correct it"):
+        check_ratings(having("rating", text.replace("5", "five")))
 
 
 @pytest.mark.parametrize(("unrated", "asked"), [(-1, True), (0, True), (1, False), (-2, False)])
@@ -329,9 +321,8 @@ def test_ids_without_a_training_row_are_told_of_once_and_never_predicted_as_trai
     mine = mine.astype({"user": str, "movie": str}).astype(object) if text else mine
     mine["rating"] = planted["rating"]
     held = np.flatnonzero((planted["user"] <= 3) | (planted["movie"] <= 2))
-    with pytest.warns(
-        UserWarning, match=f"{len(held)} of {len(held)} validation rows have a user or item"
-    ) as said:
+    rows = f"{len(held)} of {len(held)} validation rows have a user or item"
+    with pytest.warns(UserWarning, match=rows) as said:
         learns = [learner(mine, seed=s, split=held, n_factors=3) for s in (0, 1)]
     (told,) = [one for one in map(str, (one.message for one in said)) if "validation rows" in one]
     assert ("'#na#'" in told) is not text
@@ -365,16 +356,10 @@ TAKEN = {
     "integer items": ("u", "i", "r", U, M),
     "negative ids": ("u", "i", "r", lambda r: -r["user"], M),
     "64 bits": ("u", "i", "r", U, lambda r: r["movie"].astype("uint64") + np.uint64(2**63)),
-    "floats": ("u", "i", "r", lambda r: r["user"].astype(float), lambda r: r["movie"].astype(float)),
+    "floats": ("u", "i", "r", *(lambda r, c=c: r[c].astype(float) for c in ("user", "movie"))),
     "nullable": ("u", "i", "r", lambda r: r["user"].astype("Int64"), lambda r: r["title"].astype("string")),
-    "categories": (
-        "u",
-        "i",
-        "r",
-        lambda r: r["user"].astype("category"),
-        lambda r: r["title"].astype("category"),
-    ),
-    "objects": ("u", "i", "r", lambda r: r["user"].astype(object), lambda r: r["movie"].astype(object)),
+    "categories": ("u", "i", "r", *(lambda r, c=c: r[c].astype("category") for c in ("user", "title"))),
+    "objects": ("u", "i", "r", *(lambda r, c=c: r[c].astype(object) for c in ("user", "movie"))),
     "text users": ("u", "i", "r", lambda r: "u" + r["user"].astype(str), T),
 }
 
@@ -477,10 +462,8 @@ def test_hints_name_what_there_is_where_the_reader_is():
     for python in command_ratings.OPTIONS.values():
         assert set(re.findall(r"--[a-z][a-z-]*", python)) <= known
     said = "it; pass user_name='a', item_name= or rating_name=; y_range=(-0.5, 10.5) would hold all ratings"
-    assert (
-        at_command_line(said)
-        == "it; pass --user 'a', --item or --rating; --y-range -0.5 10.5 would hold all ratings"
-    )
+    told = "it; pass --user 'a', --item or --rating; --y-range -0.5 10.5 would hold all ratings"
+    assert at_command_line(said) == told
 
 
 @pytest.mark.filterwarnings("default")

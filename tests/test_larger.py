@@ -11,7 +11,7 @@ import pytest
 from test_data import grouplens_files, packed, unpack
 
 from collab_repro import RatingsUnavailable, load_ratings
-from collab_repro.sources import check_ratings, larger, movielens
+from collab_repro.sources import archives, check_ratings, movielens
 
 FILMS = {
     1: ("Toy, The: A Story (1995)", "Animation|Comedy"),
@@ -21,6 +21,8 @@ FILMS = {
     400: ("NA (1992)", "Comedy"),
 }
 DAT = ("ml-1m", "ml-10m")
+WHEEL = movielens.SETS["ml-100k"][1]
+SETS = {name: archive for name, (archive, *_) in movielens.SETS.items() if name != "ml-100k"}
 
 
 def frame(half: bool) -> pd.DataFrame:
@@ -58,10 +60,10 @@ def written(name: str) -> dict[str, bytes]:
             "movies.csv": movies.to_csv(index=False).encode(),
             "README.txt": text.encode(),
         }
-    return {f"{larger.FOLDERS.get(name, name)}/{file}": content for file, content in files.items()}
+    return {SETS[name].folder + file: content for file, content in files.items()}
 
 
-@pytest.fixture(params=list(larger.SETS))
+@pytest.fixture(params=list(SETS))
 def small(request, tmp_path, monkeypatch):
     """A small set under a larger one's name: (name, its files, its zip), with counts and hash to match."""
     monkeypatch.setenv("FASTAI_HOME", str(tmp_path / "home"))
@@ -70,8 +72,8 @@ def small(request, tmp_path, monkeypatch):
     files = written(name)
     content = packed(files)
     digest = (hashlib.md5 if name == "ml-10m" else hashlib.sha256)(content).hexdigest()
-    assert len(digest) == len(larger.SETS[name].hash)
-    monkeypatch.setitem(larger.SETS, name, larger.Edition(60, 12, 5, 1 << 20, digest))
+    assert len(digest) == len(SETS[name].hash)
+    monkeypatch.setitem(movielens.SETS, name, [SETS[name]._replace(counts=(60, 12, 5), hash=digest)])
     return name, files, content
 
 
@@ -87,7 +89,7 @@ def test_every_place_gives_the_same_frame(small, tmp_path, monkeypatch):
     folder = in_folder(files, tmp_path / "folder")
     (zips := tmp_path / "zips").mkdir()
     (zips / f"{name}.zip").write_bytes(content)
-    places = [folder, folder / larger.FOLDERS.get(name, name), zips, zips / f"{name}.zip"]
+    places = [folder, folder / SETS[name].folder, zips, zips / f"{name}.zip"]
     first, *others = [load_ratings(name, path=place, genres=True) for place in places]
     for other in others:
         pd.testing.assert_frame_equal(first, other)
@@ -105,13 +107,16 @@ def test_every_place_gives_the_same_frame(small, tmp_path, monkeypatch):
 def test_downloaded_kept_and_found_again(small, tmp_path, monkeypatch):
     name, _, content = small
     asked = []
-    monkeypatch.setattr(larger, "download", lambda url, most: asked.append((url, most)) or content)
+    (archive,) = movielens.SETS[name]
+    monkeypatch.setitem(
+        movielens.SETS, name, [archive._replace(fetch=lambda: asked.append(archive.fetch) or content)]
+    )
     first = load_ratings(name)
     pd.testing.assert_frame_equal(load_ratings(name), first)
-    assert asked == [(f"https://files.grouplens.org/datasets/movielens/{name}.zip", 1 << 20)]
+    assert len(asked) == 1 and asked[0].func is archives.download and asked[0].args == (f"{name}.zip",)
     assert (tmp_path / "home" / "archive" / f"{name}.zip").read_bytes() == content
     (tmp_path / "home" / "archive" / f"{name}.zip").write_bytes(content[:-9])
-    if name != larger.CHANGING:
+    if name != "ml-latest-small":
         load_ratings(name)
         assert len(asked) == 2, "a damaged copy is fetched again"
 
@@ -133,7 +138,7 @@ def test_bad_files_are_one_clear_line(small, tmp_path):
             load_ratings(name, path=folder)
         assert "\n" not in str(said.value)
     (file := tmp_path / f"{name}.zip").write_bytes(content[: len(content) // 2])
-    words = "zip file" if name == larger.CHANGING else f"bytes that are not the published {name}.zip"
+    words = "zip file" if name == "ml-latest-small" else f"bytes that are not the published {name}.zip"
     with pytest.raises(RatingsUnavailable, match=words):
         load_ratings(name, path=file)
 
@@ -177,7 +182,7 @@ def test_half_a_million_lines_take_little_memory(tmp_path, monkeypatch):
     rows.to_csv(folder / "ratings.csv", index=False)
     titles = [f"{m},A film called {m} (1999),Drama\n" for m in range(50)]
     (folder / "movies.csv").write_text("movieId,title,genres\n" + "".join(titles))
-    monkeypatch.setitem(larger.SETS, "ml-25m", larger.Edition(n, n // 50, 50, 1, ""))
+    monkeypatch.setitem(movielens.SETS, "ml-25m", [SETS["ml-25m"]._replace(counts=(n, n // 50, 50))])
     tracemalloc.start()
     ratings = load_ratings("ml-25m", path=folder)
     peak = tracemalloc.get_traced_memory()[1]
@@ -237,7 +242,7 @@ class TestHundredThousand:
         people = ratings.drop_duplicates("user")
         assert people["age"].between(7, 73).all() and people["occupation"].nunique() == 21
         assert (people["sex"] == "M").sum() == 670
-        content = movielens.fastai_path("archive", movielens.RECBOLE.file).read_bytes()
-        with pytest.raises(ValueError, match="the RecBole package has no folds"):
-            movielens.RECBOLE.read(content, fold=1)
+        content = archives.fastai_path("archive", WHEEL.file).read_bytes()
+        with pytest.raises(KeyError, match=r"no item named '.*u1.test'"):
+            movielens._read("ml-100k", WHEEL, WHEEL.opener(content), "", users=False, fold=1)
         assert zipfile.is_zipfile(BytesIO(content))

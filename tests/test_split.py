@@ -36,23 +36,16 @@ def test_a_mask_or_positions_put_each_row_in_one_part(planted, split):
 @pytest.mark.parametrize(
     ("split", "said"),
     [
-        (MASK[:10], "mask of 10 rows"),
-        (pd.Series(MASK, index=range(1, 4001)), "in their order"),
+        *((split, "neither a mask of the 4,000 ratings in their order, nor a list") for split in (
+            MASK[:10], pd.Series(MASK, index=range(1, 4001)), [0.5, 1], ["a", "b"], [], True, 1.0,
+            pd.Series([True, None] * 2000, dtype="boolean"), np.array(3), ROWS[:, None])),
         ([3, 1, 3], "entry 2: 3"),
         ([5, -1], "entry 1: -1"),
         ([0, 4000], "entry 1: 4000"),
-        ([0.5, 1], "entry 0: 0.5"),
-        (["a", "b"], "entry 0: 'a'"),
-        (pd.Series([True, None] * 2000, dtype="boolean"), "entry 0"),
-        ([], "names no row"),
         (np.zeros(4000, bool), "0 rows to validate on"),
         (list(range(3990)), "10 to train on"),
-        (True, "names no row"),
-        (1.0, "names no row"),
-        (np.array(3), "names no row"),
-        (ROWS[:, None], "names no row"),
     ],
-)
+)  # fmt: skip
 def test_anything_else_is_refused_with_its_first_bad_entry(planted, split, said):
     with pytest.raises(BadRatings, match=said):
         learner(planted, split=split)

@@ -17,7 +17,7 @@ from ..sources.files import write_table
 from ..training import BS, EPOCHS, LR, WD, Y_RANGE, fit, learner
 from . import folder
 from .ratings import settings_for
-from .report import chapter_report, report, title_to_show
+from .report import BOOK_DATA, chapter_report, report, title_to_show
 
 CHAPTERS_TITLE = "Silence of the Lambs, The (1991)"
 
@@ -42,15 +42,14 @@ def main_command(args: argparse.Namespace, ratings: pd.DataFrame, bar: tqdm) -> 
     same = SameStart.of(first, copied, data=name, seed=0)
     curves = curves_of(learns, data=name)
     learned = {m.__name__: Learned.of(learns[m.__name__, 0], seed=0) for m in BOTH}
-    settings = (
-        f"{args.epochs} epochs of fit_one_cycle at {fitted.get('lr', LR):g}, wd {fitted.get('wd', WD):g}, "
-        f"batches of {made.get('bs', BS):,}, 50 factors, y_range {made.get('y_range', Y_RANGE)}, "
-        f"seeds 0 to {args.seeds - 1} (each its own split, weights and order)"
+    about = (
+        f"Ratings: {source}.\\\nSettings: {args.epochs} epochs of fit_one_cycle at {fitted.get('lr', LR):g}, "
+        f"wd {fitted.get('wd', WD):g}, batches of {made.get('bs', BS):,}, 50 factors, "
+        f"y_range {made.get('y_range', Y_RANGE)}, seeds 0 to {args.seeds - 1} (each its own split, weights "
+        "and order)."
     )
     constant = sum(constant_mse(learns[BOTH[0].__name__, s]) for s in range(args.seeds)) / args.seeds
-    text = report(
-        curves, learned, str(same), source, settings, title, constant, book=name == folder.BOOK_DATA
-    )
+    text = report(curves, learned, str(same), about, title, constant)
     files = folder.save(args.out, curves, learned, text)
     print(f"\n{text}")
     print(f"Wrote {', '.join(f.name for f in files)} in {args.out} ({time.perf_counter() - started:.0f} s)")
@@ -74,7 +73,7 @@ def chapter_command(args: argparse.Namespace, ratings: pd.DataFrame, bar: tqdm) 
     losses = reproduce(ratings, runs, args.splits, args.epochs, path, bar.update, **fitted, **made)
     bar.close()
     names = {number: RUNS[number].name for number in runs}
-    files, book = folder.draw(args.out), ratings.attrs["name"] == folder.BOOK_DATA and not made
+    files, book = folder.draw(args.out), ratings.attrs["name"] == BOOK_DATA and not made
     source = ratings.attrs["source"]
     print("\n" + chapter_report(against_the_book(losses), names, args.splits, source, book))
     print(f"Wrote chapter.csv, {', '.join(f.name for f in files)} in {args.out}")

@@ -24,13 +24,13 @@ from ..looks import root
 from ..processes import in_processes, usable_cores
 from ..recommending.learned import Learned
 from ..sources.files import FileError, read_losses, write_table, write_whole
+from .report import BOOK_DATA
 
 CURVES = ["data", "model", "seed", "epoch", "train_loss", "valid_loss", "seconds"]
 CHAPTER = ["data", "run", "model", "split", "epoch", "train_loss", "valid_loss"]
 SCALE = ["size", "ratings", "users", "titles", "bs", "epochs"]
 SCALE += ["seconds", "ratings_per_s", "memory", "valid_loss"]
 BOXES = "some letters are drawn as boxes; a font like Noto Sans CJK, once installed, has them"
-BOOK_DATA = "ml-100k"  # the only ratings that the book's numbers are set beside
 
 
 class ResultsError(FileError):
@@ -74,9 +74,7 @@ def draw(out: Path) -> list[Path]:
     if (out / "chapter.csv").exists():
         losses = read_losses(out / "chapter.csv", CHAPTER)
         if unknown := set(losses["run"]) - set(RUNS):
-            raise ResultsError(
-                f"{out / 'chapter.csv'}: the chapter has no run {min(unknown)}; delete the file"
-            )
+            raise ResultsError(f"{out}/chapter.csv: the chapter has no run {min(unknown)}; delete the file")
         of = BOOK_DATA if BOOK_DATA in set(losses["data"]) else losses["data"].iloc[-1]
         losses = losses[losses["data"] == of]
         book = published(*dict.fromkeys(losses["run"]))

@@ -27,8 +27,7 @@ def recommend_command(args: argparse.Namespace, ratings: None, bar: tqdm) -> Non
     about = f"{learns[0].movies.source}; {len(rated)} rating{'s' * (len(rated) != 1)} of yours"
     print(f"From {', '.join(file.name for file in files)} ({about})\n")
     best["prediction"] = best["prediction"].map("{:.2f}".format)
-    align = ["left", "right", "right", "left"]
-    print(best.to_markdown(index=False, disable_numparse=True, colalign=align))
+    print(best.to_markdown(index=False, disable_numparse=True, colalign=["left", "right", "right", "left"]))
 
 
 def stars(given: list[str]) -> pd.Series:
@@ -36,12 +35,9 @@ def stars(given: list[str]) -> pd.Series:
     parts = []
     for text in given:
         title, equals, number = text.rpartition("=")
-        if equals:
-            parts.append(pd.Series({title.strip(): number.strip()}))
-            continue
-        if Path(text).suffix.lower() not in SUFFIXES:
+        if not equals and Path(text).suffix.lower() not in SUFFIXES:
             raise BadRatings(f"--rate {text!r} is neither TITLE=STARS nor the path of a table")
-        table = load_own(text)
+        table = pd.DataFrame([[title.strip(), number.strip()]]) if equals else load_own(text)
         if table.shape[1] < 2:
             raise BadRatings(f"{text} has one column; it needs titles in the first, stars in the second")
         parts.append(pd.Series(table.iloc[:, 1].to_numpy(), table.iloc[:, 0]))

@@ -17,7 +17,6 @@ OPTIONS = {  # what a message tells a reader of Python, and what it tells one of
     r"alike='keep'": "--alike keep",
     r"a smaller bs": "a smaller --batch",
     r"load_ratings\('(.*)'\)": r"--data '\1'",
-    r"ratings\[.*\] = pd\.to_numeric\(.*\) makes numbers of text": "write them as numbers",
     r" with (dropna|astype)\(\w*\)": " in the file",
     r", or give learner the DataFrame": "",
 }
@@ -47,9 +46,7 @@ def ratings_for(args: argparse.Namespace) -> pd.DataFrame:
     settings |= {"bs": args.batch} if isinstance(args.batch, int) else {}
     checked = check_ratings(ratings, args.user, args.item, args.rating, alike=args.alike, **settings)
     if len(checked) > MANY and args.batch is None and args.command != "bench":
-        print(
-            f"{len(checked):,} ratings: with --batch big they train faster and better than in batches of 64."
-        )
+        print(f"{len(checked):,} ratings: with --batch big they train faster and better than by 64.")
     return checked
 
 

@@ -12,6 +12,7 @@ from ..interpret import UnknownTitle, movie_bias, similar_movies, suggest
 from ..recommending.learned import Learned
 
 LOSSES = "train_loss", "valid_loss"
+BOOK_DATA = "ml-100k"  # the only ratings that the book's numbers are set beside
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]], numbers: bool = True) -> str:
@@ -35,31 +36,24 @@ def versions() -> str:
 
 
 def report(
-    curves: pd.DataFrame,
-    learned: dict[str, Learned],
-    identity: str,
-    source: str,
-    settings: str,
-    title: str,
-    constant: float,
-    book: bool = True,
+    curves: pd.DataFrame, learned: dict[str, Learned], same: str, about: str, title: object, constant: float
 ) -> str:
-    """The main command's report: training, identity, biases, neighbours of `title`.
+    """The main command's report: training, beside the book's losses if on its ratings, biases, neighbours.
 
-    `learned` holds one model for each model name, `identity` is what `same_start` showed, `constant` is
-    the validation MSE of always predicting the mean; `book` adds the published losses.
+    `learned` holds a model for each name, `same` is what `same_start` showed, `about` the ratings and
+    settings, `title` whose neighbours to show, `constant` the MSE of always predicting the mean.
     """
     seeds = curves["seed"].nunique()
     best = curves[curves["epoch"] == curves["epoch"].max()].groupby("model")["valid_loss"].mean().min()
     warning = "" if best < constant else " No model is better: what follows means nothing."
     parts = [
         "# fastbook chapter 8: both DotProductBias models",
-        f"Ratings: {source}.\\\nSettings: {settings}.\\\nVersions: {versions()}.",
+        f"{about}\\\nVersions: {versions()}.",
         f"## Training and validation MSE, mean ± sd over {seeds} seed{'s' * (seeds > 1)}",
-        _training(curves, book),
+        _training(curves, book=set(curves["data"]) == {BOOK_DATA}),
         f"Always predicting the mean training rating gives a validation MSE of {constant:.4f}." + warning,
         "## The same derivative?",
-        f"{identity[0].upper()}{identity[1:]}.",
+        f"{same[0].upper()}{same[1:]}.",
         *_paired(curves),
         "## Movie bias, seed " + str(curves["seed"].iloc[0]),
         *(_biases(name, tables) for name, tables in learned.items()),
@@ -75,10 +69,9 @@ def _training(curves: pd.DataFrame, book: bool) -> str:
     for key, losses in summary(curves).iterrows():
         row = [*key]
         for loss in LOSSES:
-            mean, sd = losses[loss, "mean"], losses[loss, "std"]
+            mean, sd = losses[loss]
             row.append(f"{mean:.4f}" if pd.isna(sd) else f"{mean:.4f} ± {sd:.4f}")
-            if book:
-                row.append(f"{printed.loc[key, loss]:.4f}" if key in printed.index else "")
+            row += [f"{printed.loc[key, loss]:.4f}" if key in printed.index else ""] * book
         rows.append(row)
     return table(["model", "epoch", "train", *["book"] * book, "valid", *["book"] * book], rows)
 
@@ -88,11 +81,9 @@ def _paired(curves: pd.DataFrame) -> list[str]:
     if last["n"] < 2:
         return []
     first, second = dict.fromkeys(curves["model"])
-    return [
-        f"Each from its own initial weights, {second} minus {first} ends at a validation MSE of "
-        f"{last['mean']:+.4f} (95 % interval {last['low']:+.4f} to {last['high']:+.4f}, "
-        f"{last['n']:.0f} paired seeds)."
-    ]
+    between = f"95 % interval {last['low']:+.4f} to {last['high']:+.4f}, {last['n']:.0f} paired seeds"
+    told = f"Each from its own initial weights, {second} minus {first} ends at a validation MSE of"
+    return [f"{told} {last['mean']:+.4f} ({between})."]
 
 
 def _biases(name: str, learned: Learned, n: int = 5) -> str:
@@ -137,11 +128,10 @@ def chapter_report(
     for run, epochs in against.groupby(level="run"):
         rows = []
         for (_, epoch), row in epochs.iterrows():
-            cells = [
-                (f"{ours['book']:.3f}", f"{ours['mean']:.3f} ± {ours['sd']:.3f}", f"{ours['z']:+.1f}")
-                for ours in (row[loss] for loss in LOSSES)
-            ]
-            full = [epoch, *cells[0], *cells[1], row["verdict", ""]]
-            rows.append(full if book else [epoch, cells[0][1], cells[1][1]])
+            cells = [epoch]
+            for ours in (row[loss] for loss in LOSSES):
+                cell = f"{ours['mean']:.3f} ± {ours['sd']:.3f}"
+                cells += [f"{ours['book']:.3f}", cell, f"{ours['z']:+.1f}"] if book else [cell]
+            rows.append([*cells, row["verdict", ""]] if book else cells)
         parts.append(f"## Run {run}: {names[run]}\n\n{table(header, rows)}")
     return "\n\n".join(parts) + "\n"

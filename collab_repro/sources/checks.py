@@ -2,8 +2,6 @@
 
 from bisect import bisect_right
 from collections.abc import Callable
-from decimal import Decimal
-from numbers import Real
 from unicodedata import normalize
 
 import numpy as np
@@ -30,28 +28,23 @@ def check_ratings(
     """`ratings` as three columns (user, item, rating) that fastai encodes without loss.
 
     Columns that are not given are taken by their names, or else by place (see `columns_of`, which says so).
-    The result keeps their names and the order of the rows, and is indexed from 0. `from_df` needs no names
-    for it: `user, item, rating = checked.columns`. The input is not changed.
+    The result keeps their names and the order of the rows, and is indexed from 0; the input is not changed.
+    `.attrs["duplicates"]` counts the rows that repeat a pair of user and item, and a warning gives the
+    number unless the input's `.attrs` already had it.
 
     Ids become integers, text (object) or categories that are all in use. Floats that are whole numbers
     become integers: fastai would make them float32, in which ids above 2**24 coincide. For integer ids,
     fastai's vocabulary holds the training rows only, and it silently reads an id that only validation has
-    as `#na#`; for text and categories the vocabulary holds all rows. Ratings are unchanged, or become
-    float64 if they were bool, Decimal, nullable or Arrow numbers. Items that differ only in blanks, case or
-    the form of an accent, and users that differ in blanks or accents, are refused, unless `alike` is "fold"
-    (one id, as first written) or "keep" (different ids).
-
-    A user may rate an item more than once. `.attrs["duplicates"]` counts the extra rows, and a warning gives
-    the number unless the input's `.attrs` already had it.
+    as `#na#`. Ratings are unchanged, or become float64 if they were text, bool, Decimal, nullable or Arrow
+    numbers. Items that differ only in blanks, case or the form of an accent, and users that differ in
+    blanks or accents, are refused, unless `alike` is "fold" (one id, as first written) or "keep".
 
     Raises `BadRatings` for ids that are missing, alike or of mixed types, for ratings that are not finite
-    numbers strictly inside `y_range`, where the sigmoid's output lies (None: no bounds), and for fewer
-    training rows than `bs`, which fastai would drop. Ratings on the bounds of a `y_range` other than the
-    chapter's are let in, with a warning.
+    numbers inside `y_range` (None: no bounds), and for fewer training rows than `bs`, which fastai would
+    drop. Ratings on the bounds of a `y_range` other than the chapter's are let in, with a warning.
     """
     try:
-        names = columns_of(ratings, user_name, item_name, rating_name)
-        user, item, rating = names
+        user, item, rating = names = columns_of(ratings, user_name, item_name, rating_name)
         _check_settings(len(ratings), y_range, bs, valid_pct, alike)
         alike = alike or ratings.attrs.get("alike")
         checked = ratings[names].reset_index(drop=True)
@@ -60,26 +53,29 @@ def check_ratings(
         sure = rating_name is not None or is_named(rating, "rating")
         checked[rating] = _check_stars(checked[rating], y_range, sure)
     except BadRatings as error:
-        if error.row is not None and "lines" in ratings.attrs:
-            first, gaps = ratings.attrs["lines"]
-            line = first + error.row + bisect_right(gaps, error.row)
+        if error.row is not None and "lines" in ratings.attrs and ratings.index.dtype.kind == "i":
+            (first, gaps), row = ratings.attrs["lines"], ratings.index[error.row]  # as the file had it
+            line = first + row + bisect_right(gaps, row)
             error.args = (error.args[0].replace(f"row {error.row} ", f"row {error.row}, line {line:,} ", 1),)
         raise
-    pairs = users * (items.max() + 1) + items
-    pairs.sort()
-    duplicates = int((pairs[1:] == pairs[:-1]).sum())
+    duplicates = repeated(users, items)
     if duplicates and duplicates != ratings.attrs.get("duplicates"):
-        count = f"{duplicates:,} of {len(checked):,} rows repeat a pair of {user} and {item}"
-        effect = "each row counts, and a pair may be in both training and validation"
-        note(f"{count}: {effect}")
-    kept = {name: value for name, value in ratings.attrs.items() if name != "lines"}
-    checked.attrs = {**kept, "columns": names, "duplicates": duplicates} | ({"alike": alike} if alike else {})
+        told = f"{duplicates:,} of {len(checked):,} rows repeat a pair of {user} and {item}"
+        note(f"{told}: each row counts, and a pair may be in both training and validation")
+    checked.attrs |= {"columns": names, "duplicates": duplicates} | ({"alike": alike} if alike else {})
+    checked.attrs.pop("lines", None)
     return checked
 
 
+def repeated(users: np.ndarray, items: np.ndarray) -> int:
+    """How many rows repeat an earlier pair of these codes (int64, from 0), in little memory."""
+    pairs = users * (items.max() + 1) + items
+    pairs.sort()
+    return int((pairs[1:] == pairs[:-1]).sum())
+
+
 def _check_settings(n: int, y_range: object, bs: int, valid_pct: float, alike: str | None) -> None:
-    n_train = n - int(valid_pct * n)
-    if bs < 1 or n_train < bs:
+    if (n_train := n - int(valid_pct * n)) < bs or bs < 1:
         problem = f"{n} rows leave {n_train} to train on, fewer than a batch of {bs}"
         raise BadRatings(f"{problem}; give more ratings or a smaller bs")
     if y_range is not None and not (len(y_range) == 2 and -np.inf < y_range[0] < y_range[1] < np.inf):
@@ -96,20 +92,14 @@ def check_split(split: object, ratings: pd.DataFrame, bs: int = 64) -> list[int]
     a position twice or outside the rows, no row at all, or fewer than `bs` rows left to train on.
     """
     n, rows = len(ratings), np.asarray(split)
-    default = ratings.index.equals(pd.RangeIndex(n))
-    if rows.ndim != 1 or not len(rows):
-        raise BadRatings(f"split={_show(split)} names no row; give a seed, a mask or a list of positions")
-    if rows.dtype == object and pd.api.types.infer_dtype(rows, skipna=False) in ("boolean", "integer"):
-        rows = rows.astype(bool if isinstance(rows[0], bool | np.bool_) else int)
-    if rows.dtype.kind == "b":
-        if len(rows) != n or (isinstance(split, pd.Series) and not split.index.equals(ratings.index)):
-            raise BadRatings(
-                f"split is a mask of {len(rows):,} rows, not of the {n:,} ratings in their order"
-            )
+    rows = np.array(rows.tolist()) if rows.dtype == object else rows
+    ordered = not isinstance(split, pd.Series) or split.index.equals(ratings.index)
+    if rows.dtype.kind == "b" and rows.shape == (n,) and ordered:
         rows = np.flatnonzero(rows)
-    elif rows.dtype.kind not in "iu":
-        raise BadRatings(f"split, entry 0: {_show(rows.tolist()[0])} is no position, which is a whole number")
-    elif isinstance(split, pd.Index | pd.Series) and not default:
+    elif rows.dtype.kind not in "iu" or rows.ndim != 1:
+        problem = f"split={_show(split)} is neither a mask of the {n:,} ratings in their order"
+        raise BadRatings(f"{problem}, nor a list of their positions as in iloc, nor a seed")
+    elif isinstance(split, pd.Index | pd.Series) and not ratings.index.equals(pd.RangeIndex(n)):
         remedy = "give np.flatnonzero(ratings.index.isin(split))"
         raise BadRatings(f"split holds labels, but positions as in iloc are meant; {remedy}")
     wrong = (rows < 0) | (rows >= n) | pd.Index(rows).duplicated()
@@ -143,54 +133,47 @@ def _check_ids(
     """A column of ids, and its codes: 0, 1, ... in order of appearance."""
     codes, uniques = pd.factorize(column)
     values = np.asarray(uniques)
-    if (codes < 0).any():
-        raise _bad(column, codes < 0, "no id", "drop such rows with dropna() or fill them")
+    _refuse(column, codes < 0, "no id", "drop such rows with dropna() or fill them")
     if len(values) < 2:
-        raise _bad(column, codes == 0, "the only id", "give ratings with at least two")
+        _refuse(column, codes == 0, "the only id", "give ratings with at least two")
     kind = pd.api.types.infer_dtype(values)
     if kind == "string":
+        exact = values.astype(object)
         folded = pd.Series([fold(" ".join(normalize("NFC", text).split())) for text in values], dtype=object)
         plain = folded.str.casefold()
         numbers = plain.str.fullmatch(r"\d+").sum() >= len(plain) - 1
-        missing = plain.isin(
-            MISSING if fold is str or numbers else MISSING - {"na"}
-        )  # a film may be called NA
+        missing = plain.isin(MISSING) & ((plain != "na") | numbers | (fold is str))  # a film may be called NA
         wrongs = {"a blank id": plain == "", "fastai's unknown id": plain == "#na#"}
         wrongs["no id as it seems, but what programs write for a missing one"] = missing
         for problem, wrong in wrongs.items():
-            if wrong.any():
-                raise _bad(column, codes == wrong.argmax(), problem, "drop such rows or rename it")
+            _refuse(column, wrong, problem, "drop such rows or rename it", codes)
         again = folded.duplicated()
-        if again.any() and alike is None:
-            like, n = values[(folded == folded[again.argmax()]).argmax()], again.sum()
+        if alike is None:
+            like = values[(folded == folded[again.argmax()]).argmax()]
             problem = f"differs from {like!r} only in blanks, case or the form of an accent"
-            problem += f", one of {n:,} such ids" * bool(n > 1)
             remedy = "check_ratings(ratings, alike='fold') takes such ids as one, alike='keep' as different"
-            raise _bad(column, codes == again.argmax(), problem, remedy)
-        if again.any() and alike == "fold":
-            codes, values = pd.factorize(folded)[0][codes], values[~again]
-            return pd.Series(values.astype(object)[codes], dtype=object), codes
-        exact = values.astype(object)
-    elif kind in ("integer", "floating"):
+            _refuse(column, again, f"{problem} (such ids: {again.sum():,})", remedy, codes)
+        elif alike == "fold" and again.any():
+            codes, exact = pd.factorize(folded)[0][codes], exact[~again]
+            return pd.Series(exact[codes], dtype=object), codes
+    elif kind == "floating":
+        exact = values.astype(np.float64) if values.dtype == object else values
+        whole = (np.abs(exact) <= 2.0 ** (np.finfo(exact.dtype).nmant + 1)) & (exact == np.floor(exact))
+        problem = "not a whole number that floats hold exactly"
+        _refuse(column, ~whole, problem, "read the column as int64 or as text", codes)
+        exact = exact.astype(np.int64)
+    elif kind == "integer":
+        low, high = int(values.min()), int(values.max())
+        if values.dtype == object:
+            outside = (values < -(2**63)) | (values >= (2**63 if low < 0 else 2**64))
+            _refuse(column, outside.astype(bool), "does not fit 64 bits", "use astype(str)", codes)
+            values = values.astype(np.int64 if high < 2**63 else np.uint64)
         exact = values
-        if kind == "floating":
-            exact = values.astype(np.float64) if values.dtype == object else values
-            whole = (np.abs(exact) <= 2.0 ** (np.finfo(exact.dtype).nmant + 1)) & (exact == np.floor(exact))
-            if not whole.all():
-                problem = "not a whole number that floats hold exactly"
-                raise _bad(column, codes == whole.argmin(), problem, "read the column as int64 or as text")
-            exact = exact.astype(np.int64)
-        if exact.dtype == object:
-            numbers = [int(value) for value in exact]
-            least, most = min(numbers), max(numbers)
-            if least < -(2**63) or most >= (2**63 if least < 0 else 2**64):
-                code = numbers.index(most if most >= 2**63 else least)
-                raise _bad(column, codes == code, "does not fit 64 bits", "use astype(str)")
-            exact = np.array(numbers, dtype=np.int64 if most < 2**63 else np.uint64)
     else:
-        code = next((i for i, v in enumerate(values) if type(v) is not type(values[0])), 0)
+        others = np.array([type(value) is not type(values[0]) for value in values])
         problem = f"one of {kind} ids, the first of which is {_show(values[0])}"
-        raise _bad(column, codes == code, problem, "make all of them text with astype(str)")
+        remedy = "make all of them text with astype(str)"
+        _refuse(column, others if others.any() else ~others, problem, remedy, codes)
     if isinstance(column.dtype, pd.CategoricalDtype):
         unused = len(column.cat.categories) > len(values)
         return column.cat.remove_unused_categories() if unused else column, codes
@@ -204,42 +187,26 @@ def _check_stars(column: pd.Series, y_range: tuple[float, float] | None, sure: b
 
     `sure`: the column is the ratings by its name or as the caller says.
     """
-    if not (isinstance(column.dtype, np.dtype) and column.dtype.kind in "iuf"):
-        codes, uniques = pd.factorize(column)
-        if (codes < 0).any():
-            raise _bad(column, codes < 0, "not a rating", "drop such rows with dropna()")
-        values = np.asarray(uniques, dtype=object)
-        number = (Real, Decimal, np.bool_)
-        wrong = np.array([not (isinstance(v, number) and abs(v) < 1e300) for v in values])
-        if wrong.any():
-            texts = pd.Series([v if isinstance(v, str) else None for v in values], dtype=object)
-            meant = np.isfinite(pd.to_numeric(texts, errors="coerce").to_numpy(float))
-            name = f"ratings[{column.name!r}]"
-            remedy = f"{name} = pd.to_numeric({name}) makes numbers of text"
-            if (wrong & ~meant).any():
-                wrong, remedy = wrong & ~meant, "correct it or drop such rows"
-            raise _bad(column, wrong[codes], "not a finite number", remedy)
-        column = pd.Series(values.astype(np.float64)[codes], name=column.name)
     values = column.to_numpy()
+    if values.dtype.kind not in "iuf" or not isinstance(column.dtype, np.dtype):
+        values = pd.to_numeric(column.astype(object), errors="coerce").to_numpy(float)
     with np.errstate(over="ignore"):
-        low, high = np.float32(values.min()), np.float32(values.max())
-        if not (np.isfinite(low) and np.isfinite(high)):
-            wrong = ~np.isfinite(values.astype(np.float32))
-            raise _bad(column, wrong, "not a finite number in float32", "drop or correct such rows")
+        stars = values.astype(np.float32)
+    _refuse(column, ~np.isfinite(stars), "not a finite number in float32", "correct it or drop such rows")
+    column = column if column.dtype == values.dtype else pd.Series(values, name=column.name)
     if y_range is None:
-        if not sure and low >= 1e8 and (values % 1 == 0).all():
-            raise _bad(column, values == values, "a timestamp or an id, no rating", "pass rating_name=")
-        if low in (0, -1) and (unrated := _unrated(*np.unique(values, return_counts=True))):
+        if not sure and stars.min() >= 1e8 and (values % 1 == 0).all():
+            _refuse(column, stars > 0, "a timestamp or an id, no rating", "pass rating_name=")
+        if stars.min() in (0, -1) and (unrated := _unrated(*np.unique(values, return_counts=True))):
             note(f"{unrated} before training", stacklevel=4)
         return column
-    bounds = np.float32(y_range)
-    if low <= bounds[0] or high >= bounds[1]:
-        stars = values.astype(np.float32)
-        outside, on = (stars < bounds[0]) | (stars > bounds[1]), np.isin(stars, bounds)
-        outside |= on if tuple(y_range) == Y_RANGE else False
-        if outside.any():
-            problem = f"not strictly inside y_range {tuple(y_range)}, so the sigmoid can't reach it"
-            raise _bad(column, outside, problem, _range_for(values, sure))
+    low, high = np.float32(y_range)
+    on = (stars == low) | (stars == high)
+    outside = (stars < low) | (stars > high) | (on & (tuple(y_range) == Y_RANGE))
+    if outside.any():
+        problem = f"not strictly inside y_range {tuple(y_range)}, so the sigmoid can't reach it"
+        _refuse(column, outside, problem, _range_for(values, sure))
+    if on.any():
         where = f"{on.sum():,} of {len(on):,} ratings lie on the bounds of y_range {tuple(y_range)}"
         note(f"{where}, which the sigmoid comes near but never reaches", stacklevel=4)
     return column
@@ -248,14 +215,12 @@ def _check_stars(column: pd.Series, y_range: tuple[float, float] | None, sure: b
 def _range_for(values: np.ndarray, sure: bool) -> str:
     """The remedy for ratings outside y_range: the range that holds them, where they look like ratings."""
     scale, counts = np.unique(values, return_counts=True)
-    margin = max(0.5, 10.0 ** np.floor(np.log10(np.ptp(scale) or 1)) / 20)
-    low, high = (round(float(end), 2) for end in (scale[0] - margin, scale[-1] + margin))
     if not sure and (scale % 1 == 0).all() and (len(scale) > MOST or scale[-1] >= 1e8):
         return "such numbers look like ids, counts or timestamps; for the column of ratings pass rating_name="
-    if scale[-1] >= 1e8 or not np.float32(low) < np.float32(scale[0]) <= np.float32(scale[-1]) < np.float32(
-        high
-    ):
+    if np.abs(scale).max() >= 1e6:  # where float32 is coarse
         return "divide the ratings by a number that makes them smaller"
+    margin = max(0.5, 10.0 ** np.floor(np.log10(np.ptp(scale) or 1)) / 20)
+    low, high = (round(float(end), 2) for end in (scale[0] - margin, scale[-1] + margin))
     hint = f"y_range=({low}, {high}) would hold all ratings"
     unrated = _unrated(scale, counts)
     return f"{unrated}; otherwise {hint}" if unrated else hint
@@ -268,12 +233,16 @@ def _unrated(scale: np.ndarray, counts: np.ndarray) -> str:
     return f"if {rows} mean unrated, drop them" if odd else ""
 
 
-def _bad(column: pd.Series, wrong: np.ndarray, problem: str, remedy: str) -> BadRatings:
-    """The error for the first row where `wrong` is true."""
-    row = int(wrong.argmax())
-    error = BadRatings(f"column {column.name!r}, row {row} ({_show(column[row])}): {problem}; {remedy}")
-    error.row = row
-    return error
+def _refuse(column: pd.Series, wrong: np.ndarray, problem: str, remedy: str, codes=slice(None)) -> None:
+    """Raise `BadRatings` for the first row where `wrong` is true, if any.
+
+    `wrong` has an entry for each row or, with the rows' `codes`, one for each different value.
+    """
+    if wrong.any():
+        row = int(np.asarray(wrong)[codes].argmax())
+        error = BadRatings(f"column {column.name!r}, row {row} ({_show(column[row])}): {problem}; {remedy}")
+        error.row = row
+        raise error
 
 
 def _show(value: object) -> str:

@@ -1,22 +1,17 @@
 """The text in a file of the user's own: unpacked, decoded, and told from files that hold no table."""
 
 import bz2
-import errno
 import gzip
 import lzma
 import re
-import stat
 import zipfile
-import zlib
 from io import BytesIO
-from pathlib import Path
 
-from .movielens import reason
-from .notes import note
+from .notes import note, reason
 
-MAX_BYTES = 1 << 31  # of a file once unpacked: some 80 million ratings
+MOST = 1 << 31  # bytes of a file once unpacked: some 80 million ratings
+TOO_LARGE = f"holds more than {MOST >> 30} GB; give a part of it, or the DataFrame to learner"
 PACKED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
-DAMAGED = EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError, NotImplementedError
 FOREIGN = {  # how other files begin
     b"\xd0\xcf\x11\xe0": "an Excel workbook",
     b"ARROW1": "a Feather file",
@@ -30,83 +25,48 @@ FOREIGN = {  # how other files begin
 }
 
 
-class Problem(Exception):
-    """What is wrong with a file, and the remedy."""
-
-
-def content_of(file: Path) -> bytes:
-    """The bytes of a regular file. Raises `Problem` or OSError."""
-    try:
-        mode = file.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise Problem("is a folder; give the file in it that holds the ratings")
-        if not stat.S_ISREG(mode):
-            raise Problem("is a pipe or a device; save what it gives in a file, and give that")
-        if file.stat().st_size > MAX_BYTES:
-            raise Problem(_too_large())
-        return file.read_bytes()
-    except PermissionError:
-        raise Problem("this user may not read it; give yourself the permission (chmod u+r)") from None
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise Problem("is a link that leads back to itself; give the file itself") from None
-        raise
-
-
-def _too_large() -> str:
-    return f"holds more than {MAX_BYTES >> 30} GB; give a part of it, or the DataFrame to learner"
-
-
 def unpacked(content: bytes) -> bytes:
-    """The one file that `content` holds packed, or `content` itself."""
+    """The one file that `content` holds packed, or `content` itself. Raises ValueError."""
+    members = []
     try:
         if content.startswith(b"PK\x03\x04"):
             with zipfile.ZipFile(BytesIO(content)) as archive:
-                members = [m.filename for m in archive.infolist() if not m.is_dir()]
-                members = [name for name in members if not name.startswith("__MACOSX")]
-                if "[Content_Types].xml" in members:
-                    raise Problem("seems to be an Excel workbook; save the sheet as .csv")
-                if len(members) != 1 or members[0].endswith(".npy"):
-                    raise Problem(
-                        f"holds {str(members)[:200]}; unpack it, and give the file with the ratings"
-                    )
-                with archive.open(members[0]) as packed:
-                    content = packed.read(MAX_BYTES + 1)
-        for begin, opener in PACKED.items():
+                members = [name for name in archive.namelist() if not re.search("/$|^__MACOSX", name)]
+                if len(members) == 1:
+                    with archive.open(members[0]) as stream:
+                        content = stream.read(MOST + 1)
+        for begin, opened in PACKED.items():
             if content.startswith(begin):
-                with opener(BytesIO(content)) as packed:
-                    content = packed.read(MAX_BYTES + 1)
-    except (*DAMAGED, OSError) as error:
-        raise Problem(f"can't be unpacked ({reason(error)}); get it again, or unpack it yourself") from error
-    if len(content) > MAX_BYTES:
-        raise Problem(_too_large())
+                with opened(BytesIO(content)) as stream:
+                    content = stream.read(MOST + 1)
+    except Exception as error:  # each library has its own
+        raise ValueError(f"can't be unpacked ({reason(error)}); get it again or unpack it") from error
+    if len(content) > MOST:
+        raise ValueError(TOO_LARGE)
+    if len(members) > 1:
+        remedy = "give the file in it that holds the ratings, or save an Excel sheet as .csv"
+        raise ValueError(f"is a zip of {str(members)[:200]}; {remedy}")
     return content
 
 
 def text_in(content: bytes) -> str:
-    """`content` as text, without a byte order mark."""
+    """`content` as text without a byte order mark, whose lines end in line feeds. Raises ValueError."""
     for begin, kind in FOREIGN.items():
         if content.lstrip().startswith(begin):
-            raise Problem(f"seems to be {kind}; save the ratings as .csv, or give learner the DataFrame")
-    even, odd = content[:2000:2], content[1:2000:2]
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        encoding = "utf-16"
-    elif b"\0" in content:  # most text is ASCII, whose other byte is 0
-        most = {"utf-16-le": odd.count(0), "utf-16-be": even.count(0)}
-        encoding = max(most, key=most.get)
-        if most[encoding] < 0.8 * len(odd):
-            where = content.index(b"\0")
-            raise Problem(f"byte {where:,} is 0, so it is no text; save the ratings as .csv in UTF-8")
-    else:
-        encoding = "utf-8"
+            raise ValueError(f"seems to be {kind}; save the ratings as .csv, or give learner the DataFrame")
+    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8"
+    if encoding == "utf-8" and b"\0" in content:
+        told = f"byte {content.index(0):,} is 0, so it is no text, or UTF-16 without its mark"
+        raise ValueError(f"{told}; save the ratings as .csv in UTF-8")
     try:
-        return content.decode(encoding).lstrip("\ufeff")
+        text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        where = f"byte {error.start:,}, line {content[: error.start].count(10) + 1:,},"
-        mixed = re.search(rb"[\xc2-\xdf][\x80-\xbf]|[\x80-\xff]{3}", content)  # UTF-8, or another alphabet
-        if encoding != "utf-8" or mixed:
-            name = encoding.upper()
-            raise Problem(f"{where} is not {name}; save the file as UTF-8, or correct that byte") from None
-        told = f"{where} is not UTF-8: reading it as Western European (Windows-1252)"
+        line = content.count(b"\n", 0, error.start) + 1
+        told = f"byte {error.start:,}, line {line:,}, is not {encoding.upper()}"
+        others = re.search(rb"[\xc2-\xdf][\x80-\xbf]|[\x80-\xff]{3}", content)  # UTF-8, or another alphabet
+        if others or encoding == "utf-16":
+            raise ValueError(f"{told}; save the file as UTF-8, or correct that byte") from None
+        told += ": reading it as Western European (Windows-1252)"
         note(f"{told}; save the file as UTF-8 if titles look wrong", stacklevel=5)
-        return content.decode("cp1252")  # a ValueError for the few bytes that it lacks
+        text = content.decode("cp1252", "replace")
+    return text.lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")

@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
-from io import BytesIO, StringIO
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -42,9 +42,7 @@ def sweep(folder: Path) -> None:
     A file goes once it is an hour old, or once the process that wrote it on this machine has ended.
     """
     for file in folder.glob(".*.collab_repro.part"):
-        with suppress(
-            OSError, ValueError, OverflowError
-        ):  # gone by now, in use, or with another kind of name
+        with suppress(OSError, ValueError, OverflowError):  # gone, in use, or with another kind of name
             *_, host, pid, _, _ = file.name.split(".")
             if time.time() - file.stat().st_mtime > STALE:
                 file.unlink()
@@ -57,9 +55,7 @@ def sweep(folder: Path) -> None:
 
 def write_table(path: str | Path, table: pd.DataFrame) -> None:
     """Write `table` as CSV, whole or not at all, with floats in full. Raises OSError."""
-    text = StringIO()
-    table.to_csv(text, index=False)
-    write_whole(path, text.getvalue().encode())
+    write_whole(path, table.to_csv(index=False).encode())
 
 
 def read_whole(path: str | Path, limit: int = 1 << 30) -> bytes:
@@ -67,9 +63,8 @@ def read_whole(path: str | Path, limit: int = 1 << 30) -> bytes:
     a file of more than `limit` bytes.
     """
     path = Path(path)
-    size = path.stat().st_size
-    if not path.is_file() or size > limit:
-        problem = f"has {size:,} bytes, more than {limit:,}" if path.is_file() else "is not a regular file"
+    if path.stat().st_size > limit or not path.is_file():
+        problem = f"is not a regular file of at most {limit:,} bytes"
         raise FileError(f"{path} {problem}; remove it or give another folder")
     return path.read_bytes()
 
@@ -79,26 +74,19 @@ def read_losses(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
 
     Raises `FileError` for any other content, with the first bad row, and OSError if it can't be read.
     """
-    losses = {name: str for name in columns if name.endswith("_loss")}
+    losses = [name for name in columns if name.endswith("_loss")]
+    counts = [name for name in ("run", "seed", "split", "epoch") if name in columns]
     content = read_whole(path, limit=1 << 26)
-    try:
-        table = pd.read_csv(BytesIO(content), dtype=losses)  # as text: pandas' own floats may be one bit off
-        whole = content.endswith(b"\n") and list(table.columns) == list(columns) and len(table)
-        table = table.astype(dict.fromkeys(losses, float)) if whole else table
+    try:  # losses as text first: pandas' own floats may be one bit off
+        table = pd.read_csv(BytesIO(content), dtype=dict.fromkeys(losses, str))
+        if list(table.columns) != list(columns) or table.empty or not content.endswith(b"\n"):
+            raise ValueError(f"it is cut off, or its columns are not {list(columns)}")
+        table = table.astype(dict.fromkeys(losses, float))
     except ValueError as error:
-        raise FileError(f"{path} is not a table of losses: {' '.join(str(error).split())}") from error
-    if not whole:
-        problem = (
-            "is cut off"
-            if list(table.columns) == list(columns)
-            else f"has the columns {str([*table.columns])[:200]}"
-        )
-        raise FileError(f"{path} {problem}: it should have rows of {list(columns)}; delete it")
-    counts = table[[name for name in ("run", "seed", "split", "epoch") if name in columns]]
+        told = " ".join(str(error).split())
+        raise FileError(f"{path} is not a table of losses: {told}; delete it") from error
     numbers = table[[*losses, *counts]].apply(pd.to_numeric, errors="coerce")
-    wrong = ~np.isfinite(numbers).all(axis=1) | (counts.apply(pd.to_numeric, errors="coerce") % 1 != 0).any(
-        axis=1
-    )
+    wrong = ~np.isfinite(numbers).all(axis=1) | (numbers[counts] % 1 != 0).any(axis=1)
     wrong |= table.duplicated([name for name in columns if name in KEYS])
     if wrong.any():
         row = int(wrong.to_numpy().argmax())

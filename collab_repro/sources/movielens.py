@@ -1,261 +1,217 @@
-"""MovieLens 100K from a folder of the user's, from fastai's folders, from GroupLens or from PyPI.
+"""MovieLens by name: from the user's folder or zip, from fastai's folders, from GroupLens or from PyPI.
 
-The hash of an archive is checked before the archive is opened. It is read in memory; nothing is unpacked.
-The DataFrame is checked against `SHA256` whichever way it came, so all ways give the same one.
+An archive's hash is checked before it is opened. It is read in memory; nothing is unpacked. The ratings
+of MovieLens 100K are checked against `SHA256`, so that all ways give the same; those of the other sets,
+their users and their movies are counted.
 """
 
-import configparser
 import csv
 import hashlib
-import http.client
 import os
-import subprocess
-import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
-import warnings
-import zipfile
+import re
 from collections.abc import Callable
 from contextlib import suppress
-from io import BytesIO
+from functools import partial
+from http.client import HTTPException
 from itertools import compress
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
-from .files import write_whole
+from .archives import Archive, download, fastai_path, keep, pip_download
+from .checks import repeated
+from .notes import RatingsUnavailable, reason
 
 VARIABLE = "COLLAB_REPRO_DATA"
-URL = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"  # fastai's URLs.ML_100k
+UNREADABLE = OSError, ValueError, KeyError, BadZipFile, HTTPException  # by what a place lacks or damaged
 SHA256 = "9721e38d7794f29811ceabab2f13b77ac1b3ef0ca93f6ea33cbd1c46fc98d5d4"  # see frame_sha256
-TIMEOUT, DEADLINE = 10, 120  # seconds without a byte from a server, and for a whole download
-MAX_BYTES = 20_000_000  # both archives are smaller than 5 MB
 NUMBERS = ["user", "movie", "rating", "timestamp"]
+NARROW = dict(zip(NUMBERS, ("int32", "int32", "float32", "int64"), strict=True))  # 25 million fit in memory
 GENRES = """unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy Film-Noir
     Horror Musical Mystery Romance Sci-Fi Thriller War Western"""
 GENRES = GENRES.split()
-RAW_TEXT = {"dtype": {"title": str}, "quoting": csv.QUOTE_NONE, "keep_default_na": False}
+Opener = Callable[[str], BinaryIO]  # by a file's name
+
+MOVIE = ["movie", "title", "genres"]
+TEXT = dict(dtype=dict.fromkeys(("title", "year", "genres"), str), keep_default_na=False)
+PLAIN = dict(**TEXT, quoting=csv.QUOTE_NONE)  # quotation marks are a title's own
+PEOPLE = dict(names=["user", "age", "sex", "occupation", "zip"], dtype={"occupation": str})
+COLONS = dict(sep="::", engine="python")
+
+# The file of each table in the four formats, and how pandas reads it
+HUNDRED = {
+    "ratings": ("u.data", dict(sep="\t", names=NUMBERS, dtype="int64")),
+    "movies": ("u.item", dict(sep="|", encoding="latin-1", names=[*MOVIE[:2], *"abc", *GENRES], **PLAIN)),
+    "users": ("u.user", dict(sep="|", **PEOPLE)),
+}
+RECBOLE = {  # a title's last brackets have a column of their own
+    "ratings": ("ml-100k.inter", dict(sep="\t", header=0, names=NUMBERS, dtype="int64")),
+    "movies": ("ml-100k.item", dict(sep="\t", header=0, names=["movie", "title", "year", "genres"], **PLAIN)),
+    "users": ("ml-100k.user", dict(sep="\t", header=0, **PEOPLE)),
+}
+DAT = {
+    encoding: {  # a single colon is what pandas reads fast
+        "ratings": ("ratings.dat", dict(sep=":", names=["user", 1, "movie", 2, "rating", 3, "timestamp"],
+                                        usecols=NUMBERS, dtype=NARROW)),
+        "movies": ("movies.dat", dict(names=MOVIE, encoding=encoding, **COLONS, **PLAIN)),
+        "users": ("users.dat", dict(names=["user", "sex", "age", "occupation", "zip"], **COLONS)),
+    }
+    for encoding in ("latin-1", "utf-8")
+}  # fmt: skip
+CSV = {
+    "ratings": ("ratings.csv", dict(header=0, names=NUMBERS, dtype=NARROW)),
+    "movies": ("movies.csv", dict(header=0, names=MOVIE, **TEXT)),
+}
 
 
-class RatingsUnavailable(RuntimeError):
-    """There are no ratings. One line says what was tried, what went wrong and what to do."""
+def _label(name: str) -> str:
+    return "MovieLens 100K" if name == "ml-100k" else f"MovieLens {name}"
+
+
+def _grouplens(name: str, *counts: int, hash: str, tables: dict, folder: str = "", **more) -> Archive:
+    file, source = f"{name}.zip", f"{_label(name)}, GroupLens' {name}.zip"
+    return Archive(file, hash, f"{folder or name}/", tables, source, partial(download, file), counts, **more)
+
+
+SETS = [
+    _grouplens("ml-100k", tables=HUNDRED,
+        hash="50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229"),
+    _grouplens("ml-latest-small", 100_836, 610, 9_724, tables=CSV, changing=True,
+        hash="696d65a3dfceac7c45750ad32df2c259311949efec81f0f144fdfb91ebc9e436"),
+    _grouplens("ml-1m", 1_000_209, 6_040, 3_706, tables=DAT["latin-1"],
+        hash="a6898adb50b9ca05aa231689da44c217cb524e7ebd39d264c56e2832f2c54e20"),
+    _grouplens("ml-10m", 10_000_054, 69_878, 10_677, tables=DAT["utf-8"], folder="ml-10M100K",
+        hash="ce571fd55effeba0271552578f2648bd"),
+    _grouplens("ml-20m", 20_000_263, 138_493, 26_744, tables=CSV,
+        hash="96f243c338a8665f6bcc89c53edf6ee39162a846940de6b7c8c48aeada765ff3"),
+    _grouplens("ml-25m", 25_000_095, 162_541, 59_047, tables=CSV,
+        hash="8b21cfb7eb1706b4ec0aac894368d90acf26ebdfb6aced3ebd4ad5bd1eb9c6aa"),
+    _grouplens("ml-32m", 32_000_204, 200_948, 84_432, tables=CSV,
+        hash="e4a68655d7386b8f95f2f2424b2ff975dfdd15ffd59e0d864a14dca43e99d6ee"),
+]  # fmt: skip
+SETS = {archive.file.removesuffix(".zip"): [archive] for archive in SETS}
+WHEEL = "recbole-1.2.1-py3-none-any.whl"
+BY_PIP = {"fetch": partial(pip_download, "recbole==1.2.1", WHEEL), "place": "RecBole 1.2.1 by pip"}
+SETS["ml-100k"].append(Archive(
+    WHEEL, "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
+    "recbole/dataset_example/ml-100k/", RECBOLE,
+    "MovieLens 100K as the RecBole 1.2.1 package carries it", **BY_PIP))  # fmt: skip
 
 
 def load_movielens(
-    path: str | Path | None = None, users: bool = False, fold: int | None = None
+    name: str, path: str | Path | None = None, users: bool = False, fold: int | None = None
 ) -> pd.DataFrame:
-    """MovieLens 100K, as `load_ratings` describes it, with `genres`. Raises `RatingsUnavailable`."""
-    wanted = users, fold
+    """The set `name`, as `load_ratings` describes it, with `genres`. Raises `RatingsUnavailable`."""
+    archives, read = SETS[name], partial(_read, name, users=users, fold=fold)
     if path := path or os.environ.get(VARIABLE):
+        place = Path(path).expanduser()
         try:
-            return _read_folder(Path(path).expanduser(), f"MovieLens 100K from the folder {path}", *wanted)
-        except (OSError, ValueError) as error:
-            remedy = "give the folder that holds ml-100k/, freshly unpacked from ml-100k.zip"
-            for own in (Path(path), Path(path, "ratings.csv"), Path(path, "ratings.dat")):
-                if own.is_file() and own.suffix:
-                    remedy = f"other ratings than MovieLens 100K are read by load_ratings({str(own)!r})"
+            return read(archives[0], *_at(place, name))
+        except UNREADABLE as error:
+            remedy = f"give {name}.zip, or a folder that holds it or {archives[0].folder}"
+            for own in (place, place / "ratings.csv", place / "ratings.dat"):
+                if own.is_file() and own.suffix not in ("", ".zip"):
+                    remedy = f"other ratings than {name} are read by load_ratings({str(own)!r})"
             raise RatingsUnavailable(f"{path}: {reason(error)}; {remedy}") from error
-    with suppress(OSError, ValueError):  # where there is no intact copy, the next place is tried
-        return _read_folder(fastai_path("data", "ml-100k"), "MovieLens 100K, unpacked by fastai", *wanted)
-    for archive in GROUPLENS, RECBOLE:
-        with suppress(OSError, ValueError):
-            return archive.read(fastai_path("archive", archive.file).read_bytes(), *wanted)
-    failures = []
-    for place, archive in {"GroupLens": GROUPLENS, "RecBole 1.2.1 by pip": RECBOLE}.items():
-        try:
-            content = archive.fetch()
-            ratings = archive.read(content, *wanted)
-        except (OSError, ValueError, http.client.HTTPException, subprocess.TimeoutExpired) as error:
-            failures.append(f"{place}: {reason(error)}")
-        else:
-            keep(archive.file, content)
-            return ratings
+    with suppress(*UNREADABLE):  # where there is no intact copy, the next place is tried
+        opener, _ = _at(fastai_path("data", archives[0].folder), name)
+        return read(archives[0], opener, f"{_label(name)}, unpacked by fastai")
+    for fetch in (False, True):
+        failures = []
+        for archive in archives:
+            try:
+                content = archive.fetch() if fetch else fastai_path("archive", archive.file).read_bytes()
+                ratings = read(archive, archive.opener(content), archive.source)
+            except UNREADABLE as error:
+                failures.append(f"{archive.place}: {reason(error)}")
+            else:
+                if fetch:
+                    keep(archive.file, content)
+                return ratings
     raise RatingsUnavailable(
-        f"MovieLens 100K is not available. path= and {VARIABLE}: not given; fastai's folders: no intact "
-        f"copy; {'; '.join(failures)}. What to do: try again later, or unpack ml-100k.zip from "
-        "https://grouplens.org/datasets/movielens/100k/ and give its folder as path= or "
-        f"{VARIABLE}, or use 'synthetic'"
+        f"{_label(name)} is not available. path= and {VARIABLE}: not given; fastai's folders: no intact "
+        f"copy; {'; '.join(failures)}. What to do: try again later, or give {name}.zip from "
+        f"https://grouplens.org/datasets/movielens/ as path= or {VARIABLE}, or use 'synthetic'"
     )
 
 
-def reason(error: Exception) -> str:
-    """What went wrong, on one line."""
-    cause = error.reason if type(error) is urllib.error.URLError else error
-    if isinstance(cause, subprocess.TimeoutExpired):
-        return f"not finished after {DEADLINE} seconds"
-    if isinstance(cause, FileNotFoundError):
-        return f"no file {Path(cause.filename or '').name}"
-    text = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
-    return " ".join(text.split())
-
-
-# Reading the two formats; anything but the published ratings is a ValueError
-
-
-def _read_folder(folder: Path, source: str, users: bool, fold: int | None) -> pd.DataFrame:
-    """The ratings in the folder that ml-100k.zip unpacks to, or in a folder that holds it."""
-    if (folder / "ml-100k").is_dir():
-        folder = folder / "ml-100k"
-    return _read(lambda name: (folder / name).read_bytes(), GROUPLENS, source, users, fold)
+def _at(place: Path, name: str) -> tuple[Opener, str]:
+    """What opens a file of the set at `place` (its zip, its folder, or one that holds either); its source."""
+    archive = SETS[name][0]
+    folder, zipped = place / archive.folder, place if place.is_file() else place / archive.file
+    if zipped.is_file() and not folder.is_dir():
+        return archive.opener(zipped.read_bytes()), f"{_label(name)}, {zipped.name}"
+    folder = folder if folder.is_dir() else place
+    return lambda member: (folder / member).open("rb"), f"{_label(name)}, the folder {folder}"
 
 
 def _read(
-    read: Callable[[str], bytes], archive: "Archive", source: str, users: bool, fold: int | None
+    name: str, archive: Archive, opener: Opener, source: str, users: bool, fold: int | None
 ) -> pd.DataFrame:
-    """The ratings in the files that `read` gives, named as in `archive`."""
-    data, item, user = archive.members
-    ratings = _merge(read(data), archive.movies(read(item)), source)
+    """The ratings that `opener` opens, with titles and genres. Raises ValueError for any others."""
+
+    def table(of: str, file: str | None = None) -> pd.DataFrame:
+        usual, form = archive.tables[of]
+        with opener(file or usual) as stream:
+            return pd.read_csv(stream, **form)
+
+    ratings, movies = table("ratings")[NUMBERS], table("movies").drop_duplicates("movie")
+    if "year" in movies:
+        titles = movies["title"] + " (" + movies["year"] + ")"
+        movies["title"] = titles.replace("unkonwn (unkonwn)", "unknown")
+        movies["genres"] = movies["genres"].str.replace(" ", "|")
+    elif "genres" not in movies:
+        if not np.isin(flags := movies[GENRES].to_numpy(), (0, 1)).all():
+            raise ValueError("not the published u.item: its last 19 columns are not 0 or 1")
+        movies["genres"] = ["|".join(compress(GENRES, row)) for row in flags]
+    movies = movies.dropna(subset=MOVIE)
+    rows = pd.Index(movies["movie"]).get_indexer(ratings["movie"])
+    if (rows < 0).any():
+        movie = ratings["movie"].iloc[int((rows < 0).argmax())]
+        raise ValueError(f"not the published {archive.tables['movies'][0]}: no title for movie {movie}")
+    for column in ("title", "genres"):
+        codes, texts = pd.factorize(movies[column].str.strip())
+        used = pd.Categorical.from_codes(codes[rows].astype(np.int32), texts)
+        ratings[column] = used.remove_unused_categories()
+    _check(archive, ratings, opener)
+    duplicates = repeated(ratings["user"].to_numpy(np.int64), ratings["title"].cat.codes.to_numpy(np.int64))
+    if name == "ml-100k":
+        ratings = ratings.astype({"title": str, "genres": str})
     if users:
-        form = {"sep": "\t", "header": 0} if archive is RECBOLE else {"sep": "|", "header": None}
-        people = pd.read_csv(BytesIO(read(user)), names=["user", "age", "sex", "occupation", "zip"], **form)
-        people = people.set_index("user")[["age", "sex", "occupation"]]
-        if not set(ratings["user"]) <= set(people.index):
-            raise ValueError(f"not the published {user}: {len(people):,} users")
-        for column in people:
-            ratings[column] = ratings["user"].map(people[column])
+        people = table("users").drop_duplicates("user").set_index("user")[["age", "sex", "occupation"]]
+        if not ratings["user"].isin(people.index).all():
+            raise ValueError(f"not the published {archive.tables['users'][0]}: {len(people):,} users")
+        ratings = ratings.join(people, on="user")
     if fold is not None:
-        if archive is RECBOLE:
-            raise ValueError(f"fold={fold}: the RecBole package has no folds, ml-100k.zip has")
-        test = pd.read_csv(BytesIO(read(f"u{fold}.test")), sep="\t", names=NUMBERS, dtype=np.int64)
+        test = table("ratings", f"u{fold}.test")
         keys = [frame["user"] * 10_000 + frame["movie"] for frame in (ratings, test)]
         ratings["held_out"] = keys[0].isin(keys[1])
         if len(test) != ratings["held_out"].sum() or len(test) != len(ratings) // 5:
             raise ValueError(f"not the published u{fold}.test ({len(test):,} rows read)")
+    ratings.attrs.update(name=name, source=source, duplicates=duplicates)
     return ratings
 
 
-def _grouplens_movies(item: bytes) -> pd.DataFrame:
-    """Columns movie, title and genres, from GroupLens' u.item."""
-    names = ["movie", "title", "released", "on video", "address", *GENRES]
-    movies = pd.read_csv(BytesIO(item), sep="|", encoding="latin-1", names=names, **RAW_TEXT)
-    flags = movies[GENRES].to_numpy()
-    if not np.isin(flags, (0, 1)).all():
-        raise ValueError("not the published u.item: its last 19 columns are not 0 or 1")
-    return movies.assign(genres=["|".join(compress(GENRES, row)) for row in flags])
-
-
-def _recbole_movies(item: bytes) -> pd.DataFrame:
-    """The same from RecBole's .item, where a title's last brackets have a column of their own."""
-    names = ["movie", "title", "year", "genres"]
-    movies = pd.read_csv(BytesIO(item), sep="\t", names=names, header=0, **RAW_TEXT)
-    titles = (movies["title"] + " (" + movies["year"] + ")").replace("unkonwn (unkonwn)", "unknown")
-    return movies.assign(title=titles, genres=movies["genres"].str.replace(" ", "|"))
-
-
-def _merge(data: bytes, movies: pd.DataFrame, source: str) -> pd.DataFrame:
-    """The ratings in u.data or RecBole's .inter, which has a header, with titles and genres; checked."""
-    header = 0 if data.startswith(b"user_id") else None
-    ratings = pd.read_csv(BytesIO(data), sep="\t", names=NUMBERS, header=header, dtype=np.int64)
-    for name, texts in {"title": movies["title"].str.strip(), "genres": movies["genres"]}.items():
-        ratings[name] = ratings["movie"].map(dict(zip(movies["movie"], texts, strict=True)))
-    if frame_sha256(ratings) != SHA256:
+def _check(archive: Archive, ratings: pd.DataFrame, opener: Opener) -> None:
+    """Raise ValueError unless `ratings` are as published: to the letter, or in their numbers."""
+    if not archive.counts and frame_sha256(ratings) != SHA256:
         raise ValueError(f"not the published 100,000 ratings ({len(ratings):,} rows read)")
-    duplicates = int(ratings.duplicated(["user", "title"]).sum())
-    ratings.attrs.update(name="ml-100k", source=source, duplicates=duplicates)
-    return ratings
+    counts = len(ratings), ratings["user"].nunique(), ratings["movie"].nunique()
+    wanted = archive.counts or counts
+    if counts != wanted and archive.changing:  # two of them stand in its README.txt
+        with opener("README.txt") as stream:
+            text = stream.read().decode("utf-8", "replace")
+        told = [re.search(rf"(\d+) {what}", text) for what in ("ratings", "users")]
+        wanted = (*(int(match[1]) for match in told if match), counts[2])
+    if counts != wanted:
+        told = "{:,} ratings, {:,} users and {:,} rated movies".format(*counts)
+        raise ValueError(f"{told} are not the published {', '.join(map('{:,}'.format, wanted))}")
 
 
 def frame_sha256(ratings: pd.DataFrame) -> str:
     """SHA-256 of the numbers, column by column as little-endian int64, then of the titles."""
     numbers = ratings[NUMBERS].to_numpy("<i8").tobytes("F")
     return hashlib.sha256(numbers + "\n".join(map(str, ratings["title"])).encode()).hexdigest()
-
-
-# Fetching and keeping the two archives
-
-
-def download(url: str, most: int) -> bytes:
-    """What is at `url`, `most` bytes at most, with a progress bar. Larger sets get a later deadline."""
-    body, seconds = bytearray(), DEADLINE * max(1, most // MAX_BYTES)
-    deadline = time.monotonic() + seconds
-    with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-        bar = {"total": int(response.headers.get("Content-Length") or 0) or None, "leave": False}
-        bar |= {"desc": url.rpartition("/")[2], "unit": "B", "unit_scale": True, "disable": None}
-        with tqdm(**bar) as progress:
-            while chunk := response.read1(1 << 16):
-                body += chunk
-                progress.update(len(chunk))
-                if len(body) > most or time.monotonic() > deadline:
-                    raise ValueError(f"not finished after {seconds} seconds or {most:,} bytes")
-    return bytes(body)
-
-
-def _pip_download() -> bytes:
-    """The content of the RecBole wheel, by the user's pip settings. Nothing is installed or run."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "recbole==1.2.1", "--no-deps"]
-        command += ["--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--quiet"]
-        command += ["--retries=1", f"--timeout={TIMEOUT}", f"--dest={folder}"]
-        streams = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
-        pip = subprocess.run(command, timeout=DEADLINE, **streams)
-        if pip.returncode:
-            *_, last_line = ["nothing", *pip.stderr.strip().splitlines()]
-            raise ValueError(f"pip says {last_line}")
-        return (Path(folder) / RECBOLE.file).read_bytes()
-
-
-class Archive(NamedTuple):
-    """A zip file, members of whose `folder` hold the ratings, the movies and the users."""
-
-    file: str
-    sha256: str
-    fetch: Callable[[], bytes]
-    folder: str
-    members: tuple[str, str, str]
-    movies: Callable[[bytes], pd.DataFrame]
-    source: str
-
-    def read(self, content: bytes, users: bool = False, fold: int | None = None) -> pd.DataFrame:
-        """The ratings in `content`. Raises ValueError, before opening it, for any other file."""
-        if hashlib.sha256(content).hexdigest() != self.sha256:
-            raise ValueError(f"{len(content):,} bytes that are not the published {self.file}")
-        with zipfile.ZipFile(BytesIO(content)) as archive:
-            return _read(lambda name: archive.read(self.folder + name), self, self.source, users, fold)
-
-
-GROUPLENS = Archive(
-    "ml-100k.zip",
-    "50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
-    lambda: download(URL, MAX_BYTES),
-    "ml-100k/",
-    ("u.data", "u.item", "u.user"),
-    _grouplens_movies,
-    "MovieLens 100K, GroupLens' ml-100k.zip",
-)
-RECBOLE = Archive(
-    "recbole-1.2.1-py3-none-any.whl",
-    "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
-    _pip_download,
-    "recbole/dataset_example/ml-100k/",
-    ("ml-100k.inter", "ml-100k.item", "ml-100k.user"),
-    _recbole_movies,
-    "MovieLens 100K as the RecBole 1.2.1 package carries it",
-)
-
-
-def fastai_path(folder: str, name: str) -> Path:
-    """Where fastai keeps `name` in its "data" or "archive" folder. Raises OSError for broken settings."""
-    from fastcore.xtras import Config
-
-    home = os.getenv("FASTAI_HOME", "~/.fastai")
-    defaults = {"data": "data", "archive": "archive", "storage": "tmp", "model": "models"}
-    try:
-        return Config(home, "config.ini", create=defaults, save=False).path(folder) / name
-    except (KeyError, TypeError, ValueError, configparser.Error) as error:
-        raise OSError(f"fastai's config.ini can't be read: {error}") from error
-
-
-def keep(name: str, content: bytes) -> None:
-    """Save an archive where fastai looks for it, or warn."""
-    try:
-        file = fastai_path("archive", name)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, content)
-    except OSError as error:
-        remedy = "set FASTAI_HOME to a folder that you can write to"
-        warnings.warn(f"{name} is not kept for next time: {reason(error)}; {remedy}", stacklevel=4)

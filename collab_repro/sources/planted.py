@@ -1,6 +1,6 @@
 """Made-up ratings, drawn from planted biases and factors that a trained model can be compared with."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -8,8 +8,7 @@ import pandas as pd
 MEAN = 3.53  # stars
 
 
-@dataclass(frozen=True)
-class Truth:
+class Truth(NamedTuple):
     """What planted ratings were drawn from, in stars before rounding.
 
     `user_bias` is indexed by user id, `movie_bias` by title. The dot product of a row of `user_factors`
@@ -48,27 +47,18 @@ def planted_ratings(
         stars += user_factors[users, f] * movie_factors[movies, f]
 
     titles = np.array([f"Film {m + 1:0{len(str(n_movies))}} ({1930 + m % 69})" for m in range(n_movies)])
-    columns = {
-        "user": users + 1,
-        "movie": movies + 1,
-        "rating": np.clip(np.rint(stars), 1, 5).astype(np.int64),
-        "timestamp": 880_000_000 + rng.integers(0, 10_000_000, n_ratings),
-        "title": pd.Categorical.from_codes(movies, titles),
-    }
-    ratings = pd.DataFrame(columns)
+    ratings = pd.DataFrame({"user": users + 1, "movie": movies + 1})
+    ratings["rating"] = np.clip(np.rint(stars), 1, 5).astype(np.int64)
+    ratings["timestamp"] = 880_000_000 + rng.integers(0, 10_000_000, n_ratings)
+    ratings["title"] = pd.Categorical.from_codes(movies, titles)
     if n_ratings <= 1_000_000:
         ratings["title"] = ratings["title"].astype(str)
     source = f"planted ratings ({n_ratings:,} made up from seed {seed}; not MovieLens)"
     ratings.attrs.update(name="synthetic", source=source)
     by_user, by_title = pd.RangeIndex(1, n_users + 1, name="user"), pd.Index(titles, name="title")
-    truth = Truth(
-        mean=MEAN,
-        user_bias=pd.Series(user_bias, by_user, name="bias"),
-        movie_bias=pd.Series(movie_bias, by_title, name="bias"),
-        user_factors=pd.DataFrame(user_factors, by_user),
-        movie_factors=pd.DataFrame(movie_factors, by_title),
-    )
-    return ratings, truth
+    biases = pd.Series(user_bias, by_user, name="bias"), pd.Series(movie_bias, by_title, name="bias")
+    factors = pd.DataFrame(user_factors, by_user), pd.DataFrame(movie_factors, by_title)
+    return ratings, Truth(MEAN, *biases, *factors)
 
 
 def _pairs(rng: np.random.Generator, n_users: int, n_movies: int, n: int) -> tuple[np.ndarray, np.ndarray]:
