@@ -39,6 +39,10 @@ def test_a_mask_or_positions_put_each_row_in_one_part(planted, split):
         *((split, "neither a mask of the 4,000 ratings in their order, nor a list") for split in (
             MASK[:10], pd.Series(MASK, index=range(1, 4001)), [0.5, 1], ["a", "b"], [], True, 1.0,
             pd.Series([True, None] * 2000, dtype="boolean"), np.array(3), ROWS[:, None])),
+        ([2, 0.5, 1], "entry 0: 2.0, is neither"),
+        (["a", 3], "entry 0: 'a', is neither"),
+        ([True] * 3999 + [None], "entry 3999: None, is neither"),
+        ([[1, 2], [3]], "neither a mask"),
         ([3, 1, 3], "entry 2: 3"),
         ([5, -1], "entry 1: -1"),
         ([0, 4000], "entry 1: 4000"),

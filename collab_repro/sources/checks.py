@@ -91,13 +91,19 @@ def check_split(split: object, ratings: pd.DataFrame, bs: int = 64) -> list[int]
     `BadRatings`, naming the first bad entry, for anything else: labels of an index that isn't 0, 1, 2, ...,
     a position twice or outside the rows, no row at all, or fewer than `bs` rows left to train on.
     """
-    n, rows = len(ratings), np.asarray(split)
-    rows = np.array(rows.tolist()) if rows.dtype == object else rows
+    n = len(ratings)
+    try:
+        rows = np.asarray(split)
+        rows = np.array(rows.tolist()) if rows.dtype == object else rows
+    except ValueError:  # lists of different lengths
+        rows = np.empty(0, object)
     ordered = not isinstance(split, pd.Series) or split.index.equals(ratings.index)
     if rows.dtype.kind == "b" and rows.shape == (n,) and ordered:
         rows = np.flatnonzero(rows)
     elif rows.dtype.kind not in "iu" or rows.ndim != 1:
-        problem = f"split={_show(split)} is neither a mask of the {n:,} ratings in their order"
+        odd = ((at, entry) for at, entry in enumerate(rows.ravel().tolist()) if not isinstance(entry, int))
+        which = next((f", entry {at}: {_show(entry)}," for at, entry in odd), f"={_show(split)}")
+        problem = f"split{which} is neither a mask of the {n:,} ratings in their order"
         raise BadRatings(f"{problem}, nor a list of their positions as in iloc, nor a seed")
     elif isinstance(split, pd.Index | pd.Series) and not ratings.index.equals(pd.RangeIndex(n)):
         remedy = "give np.flatnonzero(ratings.index.isin(split))"
@@ -189,7 +195,7 @@ def _check_stars(column: pd.Series, y_range: tuple[float, float] | None, sure: b
     """
     values = column.to_numpy()
     if values.dtype.kind not in "iuf" or not isinstance(column.dtype, np.dtype):
-        values = pd.to_numeric(column.astype(object), errors="coerce").to_numpy(float)
+        values = np.fromiter(map(_number, column), float, len(column))
     with np.errstate(over="ignore"):
         stars = values.astype(np.float32)
     _refuse(column, ~np.isfinite(stars), "not a finite number in float32", "correct it or drop such rows")
@@ -210,6 +216,14 @@ def _check_stars(column: pd.Series, y_range: tuple[float, float] | None, sure: b
         where = f"{on.sum():,} of {len(on):,} ratings lie on the bounds of y_range {tuple(y_range)}"
         note(f"{where}, which the sigmoid comes near but never reaches", stacklevel=4)
     return column
+
+
+def _number(value: object) -> float:
+    """`value` as a float, NaN for what is no number."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return np.nan
 
 
 def _range_for(values: np.ndarray, sure: bool) -> str:

@@ -205,7 +205,9 @@ def _check(archive: Archive, ratings: pd.DataFrame, opener: Opener) -> None:
         with opener("README.txt") as stream:
             text = stream.read().decode("utf-8", "replace")
         told = [re.search(rf"(\d+) {what}", text) for what in ("ratings", "users")]
-        wanted = (*(int(match[1]) for match in told if match), counts[2])
+        if not all(told):
+            raise ValueError("README.txt does not say how many ratings and users there are")
+        wanted = (*(int(match[1]) for match in told), counts[2])
     if counts != wanted:
         told = "{:,} ratings, {:,} users and {:,} rated movies".format(*counts)
         raise ValueError(f"{told} are not the published {', '.join(map('{:,}'.format, wanted))}")
