@@ -1,6 +1,6 @@
 """The chapter's Further Research: more columns, ratings as classes. The road can be read without it.
 
 - columns: `with_columns`, `DotProductBias` told who has rated a film, its genres and year, who the user is;
-- classes: `with_stars`, a probability for each star instead of one number, in four ways;
+- classes: `stars_learner`, a probability for each star instead of one number, in four ways;
 - figures: of both.
 """
