@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
 Listen = Callable[[object], None]
@@ -41,7 +41,7 @@ def in_processes(
         running = futures = [pool.submit(_run, number) for number in range(len(jobs))]
         try:
             while running:
-                done, running = wait(running, timeout=0.1, return_when=FIRST_EXCEPTION)
+                done, running = wait(running, timeout=0.1)
                 while not messages.empty():
                     listen(messages.get())
                 for future in done:

@@ -20,6 +20,7 @@ from collab_repro.evidence.ablations import (
     cut_normal,
     keepdim,
     mse,
+    own_backward,
 )
 from collab_repro.models import DotProductBias, DotProductBiasParams, tables
 from collab_repro.training import fit, learner
@@ -71,6 +72,11 @@ def test_every_change_is_listed_once_with_an_outcome():
         "Embedding given one list",
     ]
     assert {c.of for c in CHANGES} == set(BASES)
+    made = {c.change: c.model(300, 200, 20) for c in CHANGES if "N(0, 1)" in c.change}
+    spread = [table.std().item() for model in made.values() for table in tables(model).values()]
+    assert len(spread) == 4 and spread == pytest.approx([1] * 4, abs=0.2)
+    read = own_backward(2, 2, 2).lookup(torch.ones(2, 2, requires_grad=True), torch.tensor([0]))
+    assert "GatherScatter" in read.grad_fn.name()
 
 
 WRONG_LOOKUPS = {

@@ -2,6 +2,8 @@
 
 import json
 import subprocess
+import sys
+from unittest.mock import MagicMock
 
 import numpy as np
 import pandas as pd
@@ -12,6 +14,7 @@ from collab_repro.bench import accuracy, sizes, ways
 from collab_repro.command.folder import SCALE
 from collab_repro.sources.files import read_losses
 from collab_repro.speed import big_batch
+from collab_repro.training import learner
 
 
 def cells(text: str) -> list[list[str]]:
@@ -39,15 +42,26 @@ def test_every_loop_trains_the_chapters_model(planted, monkeypatch):
     assert (timings.groupby("loop")["repeat"].agg(list).map(set) == {0, 1}).all()
     assert timings["loop"].nunique() == 7 and (timings["seconds"] > 0).all()
     assert np.ptp(timings["valid_loss"]) < 0.15, timings  # other weights and order, the same training
+    ways.fit_quietly(stock := ways.stock_learner(planted), 1)
+    assert stock.dls.bs == 64 and {hyper["wd"] for hyper in stock.opt.hypers} == {0.1}
+    at = []
+    monkeypatch.setattr(ways, "combined_cos", lambda _, start, top, end: lambda x: at.append(x) or top)
+    ways.hand_written(learner(planted).dls, epochs=2)
+    assert np.allclose(at, np.repeat(np.arange(100) / 100, 2))  # of the schedule, for rate and momentum
 
 
 def test_ratios_are_of_medians_and_stock_stands_first(bench, monkeypatch):
     timings = {"loop": ["stock"] * 3 + ["hand-written", "ours"], "seconds": [8.0, 9.0, 100.0, 1.5, 3.0]}
     monkeypatch.setattr(ways, "loops", lambda ratings, repeats, **_: pd.DataFrame(timings))
     monkeypatch.setattr(ways, "main_command", lambda ratings, **_: {"ours": 3.0, "stock": 12.0})
-    code, out, _ = bench("loops,main")
+    started = lambda repeats: pd.DataFrame({"process": ["an import"], "seconds": [repeats / 8]})  # noqa: E731
+    monkeypatch.setattr(ways, "startup", started)
+    code, out, _ = bench("startup,loops,main")
     assert code == 0 and "A model-epoch at batch 64, median of 3" in out
+    assert "Whole processes, median of 3" in out and "Wrote bench-loops.csv, bench-startup.csv" in out
     assert cells(out) == [
+        ["process", "seconds"],
+        ["an import", "0.38"],
         ["loop", "x stock", "of hand-written", "seconds"],
         ["stock", "1.0", "6.00", "9.00"],
         ["hand-written", "6.0", "1.00", "1.50"],
@@ -66,9 +80,13 @@ def test_a_size_is_planted_trained_and_measured(monkeypatch, capsys):
     assert 0.3 < row["valid_loss"] < 3 and 0.1 < row["memory"] < 24
 
 
-def test_sizes_run_in_processes_of_their_own_and_a_failing_one_is_left_out(capsys):
+def test_sizes_run_in_processes_of_their_own_and_a_failing_one_is_left_out(monkeypatch, capsys):
     assert sizes.scale(["no such size"], epochs=1).empty
     assert "no such size: left out, KeyError" in capsys.readouterr().err
+    ends = [subprocess.CompletedProcess([], code, '{"ratings": 9}', "") for code in (-9, 0)]
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: ends.pop())
+    assert sizes.scale(["one", "two"]).to_dict("records") == [{"size": "one", "ratings": 9}]
+    assert capsys.readouterr().err == "two: left out, killed by signal 9\n"
 
 
 def test_accuracy_is_measured_on_the_held_out_rows_alone(planted, monkeypatch, capsys):
@@ -90,6 +108,20 @@ def test_accuracy_is_measured_on_the_held_out_rows_alone(planted, monkeypatch, c
     rmse = errors.set_index("model")["rmse"]
     assert rmse["mean"] == pytest.approx(np.sqrt(np.mean((stars[test] - np.delete(stars, test).mean()) ** 2)))
     assert (rmse.drop("mean") < rmse["mean"]).all() and (errors["seconds"] > 0).all()
+    monkeypatch.setattr(accuracy, "_ours", absent)  # our own failures are not passed over
+    with pytest.raises(ImportError, match="no compiler"):
+        accuracy.accuracy(planted, splits=[3])
+
+
+def test_each_library_gives_a_prediction_for_each_row_held_out(monkeypatch):
+    fake = MagicMock()  # in the place of all three
+    fake.SVD().fit().predict().est = 3.5
+    fake.CMF().fit().predict.return_value = fake.MyFMRegressor().predict.return_value = np.full(2, 3.5)
+    x, y = np.array([[0, 0], [0, 1], [1, 1]]), np.array([3.0, 4, 5])
+    for package, peer in accuracy.PEERS.values():
+        monkeypatch.setitem(sys.modules, package, fake)
+        predicted, seconds = peer(x, y, at=x[:2])
+        assert predicted.tolist() == [3.5, 3.5] and 0 <= seconds < 60
 
 
 def test_tuning_never_sees_the_rows_that_accuracy_holds_out(planted, monkeypatch, bench):

@@ -1,8 +1,12 @@
 """Published beside measured: the protocols hold out what they say, and nothing is compared across them."""
 
+import sys
+from unittest.mock import MagicMock
+
 import numpy as np
 import pandas as pd
 import pytest
+from test_bench import cells
 
 from collab_repro import RatingsUnavailable
 from collab_repro.__main__ import main
@@ -28,8 +32,22 @@ def test_each_model_is_measured_on_the_held_out_rows(planted, no_peers):
     stars = planted["rating"].to_numpy(float)
     uninformed = np.sqrt(np.mean((stars[held] - np.delete(stars, held).mean()) ** 2))
     assert (found["rmse"] < uninformed).all() and (found["rmse"] > 0.3).all() and (found["seconds"] > 0).all()
+    assert found["rmse"].nunique() == 6, "each model of a mean has a seed of its own"
     large = benchmarks.measured(planted, held, large=True)
     assert [name for name, *_ in large] == ["one model, ids only", "one model, raters, genres, year"]
+
+
+def test_myfm_gets_the_columns_that_our_models_get(planted, monkeypatch):
+    fake, held = MagicMock(), accuracy._fifth(len(planted), 0)[0]
+    fm = fake.MyFMRegressor.return_value
+    fm.predict.side_effect = lambda main, blocks: np.full(main.shape[0], 3.5)
+    monkeypatch.setitem(sys.modules, "myfm", fake)
+    predicted, _ = benchmarks._myfm_columns(planted, held, benchmarks.columns_in(planted))
+    assert predicted.tolist() == [3.5] * len(held)
+    (main, _), given = fm.fit.call_args
+    assert main.shape == (3200, benchmarks.SPANS + 1) and (main.sum(axis=1) == 1).all()
+    sides = [call.args[1].shape[1] for call in fake.RelationBlock.call_args_list[: len(given["X_rel"])]]
+    assert len(sides) == 2 and sum(given["group_shapes"]) == main.shape[1] + sum(sides)
 
 
 def test_protocols_hold_out_what_they_say_and_missing_sets_are_named(monkeypatch, capsys):
@@ -65,5 +83,10 @@ def test_the_command_prints_both_tables(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(benchmarks, "benchmarks", lambda: frame)
     assert main(["bench", "--data", "synthetic", "--parts", "published", "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
+    assert cells(out)[:3] == [
+        ["protocol", "model", "split fifth 0", "split u1", "seconds"],
+        [benchmarks.FOLDS, "ours", "", "0.8800", "1.0"],
+        [benchmarks.FIFTHS, "ours", "0.9000", "", "1.0"],
+    ]
     assert "| 100K, GroupLens' fold u1" in out and "measured here" in out and "GHRS" in out
     assert pd.read_csv(tmp_path / "bench-published.csv").shape == (2, 5)

@@ -223,6 +223,8 @@ def test_what_is_said_and_where(name, said, tmp_path):
 def test_folders_links_pipes_and_devices(tmp_path):
     (tmp_path / "loop.csv").symlink_to(tmp_path / "loop.csv")
     os.mkfifo(tmp_path / "pipe.csv")
+    with (tmp_path / "vast.csv").open("wb") as vast:
+        vast.truncate(1 << 40)
     (tmp_path / "shut.csv").write_text(CSV)
     (tmp_path / "shut.csv").chmod(0)
     said = {
@@ -230,6 +232,7 @@ def test_folders_links_pipes_and_devices(tmp_path):
         "loop.csv": "back to itself",
         "pipe.csv": "is a pipe",
         "gone.csv": "no file gone.csv",
+        "vast.csv": "holds more than 2 GB",
     }
     said |= {"shut.csv/x.csv": "Not a directory"} | ({"shut.csv": "may not read it"} if os.getuid() else {})
     for name, words in {**said, "/dev/zero": "is a pipe or a device"}.items():

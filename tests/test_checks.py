@@ -136,7 +136,7 @@ IDS = [
     (one("who", 5, pd.NA, "Int64"), r"'who', row 5 \(<NA>\): no id; drop"),
     (one("film", 5, None), "'film', row 5 .*: no id; drop"),
     (having("film", pd.Categorical(["a", "b", None, "a"] * 50)), "row 2 .*: no id"),
-    (one("who", 5, "7"), r"'who', row 5 \('7'\): one of mixed.* ids, the first of which is"),
+    (one("who", 5, "7"), rf"'who', row 5 \('7'\): one of mixed.* ids, the first of which is {WHO.iloc[0]};"),
     (one("who", 5, 7.5), r"'who', row 5 \(7.5\): one of mixed.* ids, the first of which is"),
     (one("who", 5, 7.5, float), r"row 5 \(7.5\): not a whole number.*int64 or as text"),
     (one("who", 5, np.inf, float), r"row 5 \(inf\): not a whole number"),

@@ -532,6 +532,10 @@ class TestFiles:
             table = rows.set_axis(["seed", *losses], axis=1)
             write_table(file, table)
             pd.testing.assert_frame_equal(read_losses(file, list(table)), table, check_exact=True)
+        with file.open("wb") as vast:
+            vast.truncate(1 << 27)
+        with pytest.raises(FileError, match=r"losses.csv has 134,217,728 bytes, more than"):
+            read_losses(file, list(table))
         for content in (b"", b"seed,train_loss,valid_loss\n1,x,2\n", b"\xff\xfe\x00", b"seed\n1\n"):
             file.write_bytes(content)
             with pytest.raises(FileError, match=r"losses.csv (is not a table|has the columns)"):

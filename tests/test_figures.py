@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 
 from collab_repro.chapter import published
 from collab_repro.command.folder import save_figure
+from collab_repro.evidence.diagnosis import LOADERS, spread
 from collab_repro.evidence.figures import (
     plot_bias_vs_mean,
     plot_chapter,
@@ -100,8 +101,27 @@ def test_chapter_shows_every_run_with_the_book_on_it():
         assert np.allclose(hollow, book[["train_loss", "valid_loss"]].T)
         last = book.valid_loss.iloc[-1]
         assert f"{last + 0.015:.3f} ± 0.013, book {last:.3f}" in ax.texts[0].get_text()
+    labels = [(ax.get_ylabel(), ax.get_xlabel()) for ax in axes.flat]
+    assert labels == [("MSE", ""), *[("", "")] * 3, ("MSE", "epoch"), *[("", "epoch")] * 3]
+    assert drawn(axes) and min(ax.bbox.height / ax.figure.dpi for ax in axes.flat) > 1.5  # inches
     hidden = plot_chapter(CHAPTER, published(3, 4, 5, 6, 7))
     assert [ax.get_visible() for ax in hidden.flat] == [True] * 5 + [False] * 3
+
+
+def test_losses_lie_over_the_bands_of_both_loaders():
+    book, (means, covariance) = BOOK[BOOK["run"] == 7], spread()
+    axes, sd = plot_over_band(book, 7), np.sqrt(np.diag(covariance)).reshape(2, 5)
+    for which, ax in enumerate(axes):
+        assert np.allclose(lines(ax, 1.8)[0], book.iloc[:, 4 + which]), "the losses given"
+        assert [bool(band.get_hatch()) for band in ax.collections] == [False, True]
+        for way, band in enumerate(ax.collections):
+            mean = means.loc[(7, way)].to_numpy().reshape(2, 5)[which]
+            ends = (mean - 2 * sd[which]).min(), (mean + 2 * sd[which]).max()
+            assert np.allclose(band.get_datalim(ax.transData).intervaly, ends)
+            assert (f"{LOADERS[way]} {mean[-1]:.3f}" in {text.get_text() for text in ax.texts}) == which
+        hollow = [line for line in ax.get_lines() if line.get_markerfacecolor() == "none"]
+        assert [line.get_color() for line in hollow] == [LOOKS["CollabNN"][0]]
+        assert np.allclose(hollow[0].get_ydata(), book.iloc[:, 4 + which])
 
 
 def test_cost_goes_through_medians_on_log_scales():

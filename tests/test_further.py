@@ -10,7 +10,7 @@ from fastai.tabular.core import TabDataLoader
 from scipy import sparse
 
 from collab_repro import BadRatings, fit, learner, predict, with_columns
-from collab_repro.further import classes, columns, figures
+from collab_repro.further import bags, classes, columns, figures
 from collab_repro.further.classes import HEADS, judge, reliability, stars_learner, validated
 
 ALL = tuple(columns.COLUMNS)
@@ -48,16 +48,16 @@ def starred(told):
 def test_sums_of_bags_have_the_derivative_of_pytorchs_own():
     torch.manual_seed(0)
     entries = sparse.random(7, 5, 0.2, format="csr", random_state=0)
-    bags = columns.Bags(entries, 3)
+    summed = bags.Bags(entries, 3)
     dense = torch.tensor(entries.toarray(), dtype=torch.float32)
     given = torch.randn(7, 3)
-    bags().backward(given)
-    assert torch.allclose(bags(), dense @ bags.table) and (entries.getnnz(axis=1) == 0).any()
-    assert torch.allclose(bags.table.grad, dense.T @ given, atol=1e-6)
-    own = bags.table.detach().requires_grad_()
-    index, starts, weights = (getattr(bags, f"rows_{part}") for part in ("index", "starts", "weights"))
+    summed().backward(given)
+    assert torch.allclose(summed(), dense @ summed.table) and (entries.getnnz(axis=1) == 0).any()
+    assert torch.allclose(summed.table.grad, dense.T @ given, atol=1e-6)
+    own = summed.table.detach().requires_grad_()
+    index, starts, weights = (getattr(summed, f"rows_{part}") for part in ("index", "starts", "weights"))
     F.embedding_bag(index, own, starts, mode="sum", per_sample_weights=weights).backward(given)
-    assert torch.allclose(own.grad, bags.table.grad, atol=1e-6)
+    assert torch.allclose(own.grad, summed.table.grad, atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # stock fastai's loader
@@ -70,19 +70,19 @@ def test_held_out_rows_enter_neither_bags_nor_counts(told, dl_type):
     model = with_columns(told, ["raters", "rated"], 4)(dls)
     training = told.iloc[dls.train.dataset.items.index]
     assert len(training) == len(told) * 4 // 5
-    for bags, own, other, name in (
+    for side_bags, own, other, name in (
         (model.movie_bags, "title", "user", "raters"),
         (model.user_bags, "user", "title", "rated"),
     ):
         sizes = training.groupby(own)[other].nunique()
         for row, key in enumerate(dls.classes[own]):
-            start, *end = bags.rows_starts[row : row + 2].tolist()
+            start, *end = side_bags.rows_starts[row : row + 2].tolist()
             part = slice(start, end[0] if end else None)
-            who = {dls.classes[other][i] for i in bags.rows_index[part].tolist()}
+            who = {dls.classes[other][i] for i in side_bags.rows_index[part].tolist()}
             assert who == set(training.loc[training[own] == key, other])
             if who:
                 weight = columns.COLUMNS[name] / sizes[key] ** 0.5
-                assert torch.allclose(bags.rows_weights[part], torch.tensor(weight, dtype=torch.float32))
+                assert torch.allclose(side_bags.rows_weights[part], torch.tensor(weight, dtype=torch.float32))
 
 
 @pytest.mark.filterwarnings("ignore:.*rows repeat a pair")
@@ -180,7 +180,7 @@ def test_time_is_looked_up_by_the_pair(told, fitted):
     rows = told.loc[dls.valid.dataset.items.index[:30]]
     times = rows["timestamp"].to_numpy(float)
     first, last = told["timestamp"].min(), told["timestamp"].max()
-    spans = torch.tensor(1 + (times - first) * columns.SPANS // (last - first + 1)).long()
+    spans = torch.tensor(1 + (times - first) * bags.SPANS // (last - first + 1)).long()
     assert torch.equal(clock(x), clock.weight * clock.table(spans))
     unrated = torch.tensor([[0, 0]])
     assert (clock(unrated) == 0).all()

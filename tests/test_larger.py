@@ -149,6 +149,9 @@ def test_another_edition_is_a_warning_and_held_to_its_own_readme(small, tmp_path
         pytest.raises(RatingsUnavailable, match="55 ratings"),
     ):
         load_ratings(name, path=tmp_path / "other.zip")
+    (tmp_path / "other.zip").write_bytes(packed(other | {f"{name}/README.txt": b"It holds 55 ratings."}))
+    with pytest.warns(UserWarning), pytest.raises(RatingsUnavailable, match=r"README.txt does not say how"):
+        load_ratings(name, path=tmp_path / "other.zip")
     other[f"{name}/README.txt"] = b"It holds 55 ratings by 11 users."
     (tmp_path / "other.zip").write_bytes(packed(other))
     with pytest.warns(UserWarning, match="GroupLens has changed it"):

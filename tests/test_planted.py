@@ -40,6 +40,7 @@ def test_the_defaults_have_movielens_100ks_size_and_columns(planted_full):
     assert len(truth.movie_bias) == len(truth.movie_factors) == 1664
     assert ratings["rating"].dtype == np.int64 and set(ratings["rating"]) == {1, 2, 3, 4, 5}
     assert ratings["rating"].mean() == pytest.approx(3.5, abs=0.25)
+    assert ratings["rating"].std() == pytest.approx(1.13, abs=0.15)  # MovieLens 100K's
     assert ratings["title"].str.fullmatch(r"Film \d{4} \(19\d\d\)").all()
     assert ratings.groupby("movie")["title"].nunique().eq(1).all()
     assert ratings.groupby("title")["movie"].nunique().eq(1).all()
@@ -89,6 +90,7 @@ def test_the_planted_factors_are_in_the_ratings(planted_full):
     ratings, truth = planted_full
     users, movies = truth.user_factors.loc[ratings["user"]], truth.movie_factors.loc[ratings["title"]]
     tastes = (users.to_numpy() * movies.to_numpy()).sum(axis=1)
+    assert tastes.std() == pytest.approx(0.25, abs=0.05)  # stars, for any number of factors
     biases = truth.user_bias[ratings["user"]].to_numpy() + truth.movie_bias[ratings["title"]].to_numpy()
     left = ratings["rating"].to_numpy() - truth.mean - biases
     assert np.corrcoef(left, tastes)[0, 1] > 0.2

@@ -119,6 +119,12 @@ def check_figure(plot, data, folder, panels=(1, 1), words=()):
 
     assert overlaps(ax) == []
     assert min(text.get_fontsize() for text in texts(ax)) >= 6.5
+    inside = drawn(ax).canvas.figure.bbox.padded(1)
+    assert all(
+        inside.containsx(x) and inside.containsy(y)
+        for text in texts(ax)
+        for x, y in Text.get_window_extent(text).corners()
+    ), "cut where it is shown"
     shown = [text.get_text() for text in texts(ax)]
     assert not any("$" in text and "math" not in text for text in shown)
     assert all(any(word in text for text in shown) for word in words), "the data's origin is not shown"
@@ -174,12 +180,18 @@ def test_curves_show_seeds_means_and_book():
         hollow = [line for line in ax.get_lines() if line.get_markerfacecolor() == "none"]
         book = [published(run)[loss].tolist() for run in (4, 5)]
         assert [line.get_ydata().tolist() for line in hollow] == book
-        looks = {
-            (line.get_color(), line.get_marker(), line.get_linestyle())
-            for line in ax.get_lines()
-            if line.get_linewidth() == 2
-        }
-        assert len(looks) == 2
+        colours = [LOOKS[model][0] for model in data.model.unique()]
+        thick = [line for line in ax.get_lines() if line.get_linewidth() == 2]
+        assert [line.get_color() for line in thick] == [line.get_color() for line in hollow] == colours
+        assert (
+            len({line.get_marker() for line in thick}) == len({line.get_linestyle() for line in thick}) == 2
+        )
+        assert {line.get_color() for line in ax.get_lines()} == {*colours}
+    assert all(
+        text.get_color() == LOOKS[text.get_text().split()[1]][0]
+        for text in axes[1].texts
+        if "Dot" in text.get_text()
+    )
     words = [text.get_text() for text in texts(axes)]
     ends = {model: rows.loc[rows.epoch == 4, "valid_loss"].mean() for model, rows in data.groupby("model")}
     assert any(f"DotProductBiasParams {ends['DotProductBiasParams']:.3f}" in word for word in words)
@@ -292,6 +304,7 @@ def test_labels_far_from_their_point_are_tied_to_it():
     starts = [tuple(line.get_xydata()[0]) for line in ax.get_lines() if line.get_linewidth() == 0.5]
     points = {tuple(np.round(point, 9)) for point in crowd[[0, 2]].to_numpy()}
     assert all(tuple(np.round(start, 9)) in points for start in starts)
+    assert all(line.get_zorder() < ax.get_lines()[0].get_zorder() for line in ax.get_lines()[1:])
 
 
 def test_dollars_and_marks_in_titles_are_text():
@@ -314,6 +327,7 @@ def test_short_titles():
         ("Indiana Jones and the Last Crusade (1989)", (25, True), "Indiana Jones and… (1989)"),
         ("Indiana Jones and the Last Crusade (1989)", (25, False), "Indiana Jones and the…"),
         ("Supercalifragilistic (1989)", (10, False), "Supercali…"),
+        ("Just fits (1989)", (16, True), "Just fits (1989)"),
         ("Good, The Bad", (40, True), "Good, The Bad"),
         ("unknown", (40, True), "unknown"),
         ("(1999)", (40, True), "(1999)"),
@@ -342,10 +356,12 @@ def test_labels_of_titles_alike_differ(width):
 
 
 def test_a_point_without_a_place_takes_no_label_but_its_own():
-    _, ax = plt.subplots()
+    _, ax = plt.subplots(dpi=200)
     ax.set(xlim=(-1, 4), ylim=(-1, 4))
     looks.label_points(ax, [0, np.nan, 2, 3], [0, 1, 2, np.inf], list("abcd"))
     assert [text.get_text() for text in ax.texts] == ["a", "c"]
+    gaps = [Text.get_window_extent(text).x0 - ax.transData.transform(text.xy)[0] for text in ax.texts]
+    assert np.allclose(gaps, 6 * 200 / 72, atol=1)  # six points to the right, at any resolution
 
 
 def test_letters_that_no_font_has_are_a_note(tmp_path, capsys):

@@ -299,7 +299,7 @@ def test_ranking_is_what_ranx_says(learn, cases):
 
 
 def test_a_floor_leaves_titles_out_and_what_is_out_counts_as_missed():
-    learned = made([[1.0], [2.0], [3.0]], counts=[9, 2, 9], bias=[0.0, 0.0, 5.0])
+    learned = made([[1.0], [2.0], [3.0]], counts=[9, 0, 9], bias=[0.0, 0.0, 5.0])
     seen = pd.DataFrame({"user": [1, 2], "title": ["C", "A"], "rating": [5, 5]})
     held = pd.DataFrame({"user": [1, 1, 1, 2], "title": ["B", "B", "C", "B"], "rating": [4, 5, 5, 3]})
     assert ranking(learned, held, 1, seen=seen).loc["prediction"].tolist() == [1, 1]  # C was seen

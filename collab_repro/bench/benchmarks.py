@@ -14,8 +14,9 @@ import torch
 from scipy import sparse
 
 from ..data import load_ratings
+from ..further.bags import SPANS
 from ..further.classes import stars_learner, validated
-from ..further.columns import QUICK, SETTINGS, SPANS, columns_in, with_columns
+from ..further.columns import QUICK, SETTINGS, columns_in, with_columns
 from ..sources import RatingsUnavailable, check_ratings
 from ..speed import big_batch
 from ..training import EPOCHS, LR, WD, fit, learner

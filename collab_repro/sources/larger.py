@@ -151,7 +151,7 @@ def _counts_in_readme(open_: Open) -> tuple[int, ...]:
 def _csv_movies(open_: Open) -> pd.DataFrame:
     with open_("movies.csv") as stream:
         names = {"names": ["movie", "title", "genres"], "header": 0}
-        return pd.read_csv(stream, **names, encoding="utf-8", keep_default_na=False)
+        return pd.read_csv(stream, **names, keep_default_na=False)
 
 
 def _dat_rows(open_: Open, file: str, encoding: str, columns: list[str]) -> pd.DataFrame:
