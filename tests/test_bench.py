@@ -12,6 +12,7 @@ import pytest
 from collab_repro.__main__ import main, parser
 from collab_repro.bench import accuracy, sizes, ways
 from collab_repro.command.folder import SCALE
+from collab_repro.models import DotProductBias
 from collab_repro.sources.files import read_losses
 from collab_repro.speed import big_batch
 from collab_repro.training import learner
@@ -70,10 +71,22 @@ def test_ratios_are_of_medians_and_stock_stands_first(bench, monkeypatch):
     assert "0.25 of stock fastai's time for the same model-epochs (3 s against 12 s)" in out
 
 
-def test_a_size_is_planted_trained_and_measured(monkeypatch, capsys):
+@pytest.mark.filterwarnings("ignore:.*have a user or item without a training row")
+@pytest.mark.filterwarnings("ignore:Constructing a Categorical")  # fastai's way of finding the unknown
+@pytest.mark.parametrize("columns", ["", sizes.ALL])
+def test_a_size_is_planted_trained_and_measured(monkeypatch, capsys, columns):
     monkeypatch.setitem(sizes.SIZES, "small", (60, 40, 900))
-    sizes.one_size("small", 2)
+    fitted = []
+    monkeypatch.setattr(
+        sizes, "fit_quietly", lambda ln, *a, **kw: fitted.append(ln) or ways.fit_quietly(ln, *a, **kw)
+    )
+    sizes.one_size("small" + columns, 2)
     row = json.loads(capsys.readouterr().out)
+    model = fitted[0].model
+    if columns:
+        assert model.user_directions and model.movie_directions and model.movie_bags and model.clock
+    else:
+        assert type(model) is DotProductBias
     assert list({"size": "small", **row}) == SCALE
     assert row["bs"] == big_batch(720)["bs"] and row["epochs"] == 2
     assert row["ratings_per_s"] == pytest.approx(900 / row["seconds"])
@@ -149,6 +162,7 @@ def test_tuning_never_sees_the_rows_that_accuracy_holds_out(planted, monkeypatch
 def test_the_command_prints_its_tables_and_draws_cost_against_size(bench, tmp_path, monkeypatch):
     costs = [["100k", 100_000, 943, 1664, 1024, 5, 0.08, 1.25e6, 0.7, 0.75]]
     costs += [["1m", 1_000_000, 6040, 3706, 4096, 5, 0.4, 2.5e6, float("nan"), 0.7]]
+    costs += [["1m" + sizes.ALL, 1_000_000, 6040, 3706, 4096, 5, 1.0, 1e6, 0.9, 0.6]]
     monkeypatch.setattr(sizes, "scale", lambda: pd.DataFrame(costs, columns=SCALE))
     rmse = [["theirs", 0, 0.95, 2.0], ["ours", 0, 0.9, 1.0]]
     rmse = pd.DataFrame(rmse, columns=["model", "split", "rmse", "seconds"])
@@ -163,8 +177,9 @@ def test_the_command_prints_its_tables_and_draws_cost_against_size(bench, tmp_pa
         SCALE,
         ["100k", "100000", "943", "1664", "1024", "5", "0.08", "1.25e+06", "0.7", "0.75"],
         ["1m", "1000000", "6040", "3706", "4096", "5", "0.4", "2.5e+06", "", "0.7"],
+        ["1m + columns", "1000000", "6040", "3706", "4096", "5", "1", "1e+06", "0.9", "0.6"],
     ]
-    assert read_losses(tmp_path / "bench-scale.csv", SCALE)["bs"].tolist() == [1024, 4096]
+    assert read_losses(tmp_path / "bench-scale.csv", SCALE)["bs"].tolist() == [1024, 4096, 4096]
     assert (tmp_path / "bench-scale.png").stat().st_size > 5_000
     assert "bench-accuracy.csv, bench-scale.csv, bench-scale.png" in out.replace("\n", " ")
 

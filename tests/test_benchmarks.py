@@ -18,7 +18,7 @@ def no_peers(monkeypatch):
     monkeypatch.setattr(accuracy, "PEERS", {})
 
 
-def test_each_model_is_measured_on_the_held_out_rows(planted, no_peers):
+def test_each_model_is_measured_on_the_held_out_rows(planted, no_peers, monkeypatch):
     held = accuracy._fifth(len(planted), 0)[0]
     found = pd.DataFrame(benchmarks.measured(planted, held, models=2), columns=["model", "rmse", "seconds"])
     assert list(found["model"]) == [
@@ -33,8 +33,17 @@ def test_each_model_is_measured_on_the_held_out_rows(planted, no_peers):
     uninformed = np.sqrt(np.mean((stars[held] - np.delete(stars, held).mean()) ** 2))
     assert (found["rmse"] < uninformed).all() and (found["rmse"] > 0.3).all() and (found["seconds"] > 0).all()
     assert found["rmse"].nunique() == 6, "each model of a mean has a seed of its own"
+    for settings in (benchmarks.LARGE, benchmarks.LARGE_STARS):
+        monkeypatch.setitem(settings, "bs", 64)
     large = benchmarks.measured(planted, held, large=True)
-    assert [name for name, *_ in large] == ["one model, ids only", "one model, raters, genres, year"]
+    assert [name for name, *_ in large] == [
+        "one model, ids only",
+        "one model, raters, genres, year",
+        "one model, all columns, 100 factors",
+        "mean of 3, all columns, 100 factors",
+        "mean of 3 ordinal models, all columns, 100 factors",
+    ]
+    assert len({rmse for _, rmse, _ in large}) == 5 and max(rmse for _, rmse, _ in large) < uninformed
 
 
 def test_myfm_gets_the_columns_that_our_models_get(planted, monkeypatch):

@@ -17,6 +17,7 @@ from ..data import load_ratings
 from ..further.bags import SPANS
 from ..further.classes import stars_learner, validated
 from ..further.columns import QUICK, SETTINGS, columns_in, with_columns
+from ..models import N_FACTORS
 from ..sources import RatingsUnavailable, check_ratings
 from ..speed import big_batch
 from ..training import EPOCHS, LR, WD, fit, learner
@@ -44,6 +45,8 @@ PUBLISHED = [
     (TEN_MILLION, "Bayesian MF", 0.7633, RENDLE),
     (TEN_MILLION, "SGD MF", 0.772, RENDLE),
 ]
+LARGE = {"bs": 4096, "epochs": 12, "lr": 5e-3, "wd": 1.2}  # of 100 factors, all columns, a million ratings
+LARGE_STARS = {"bs": 4096, "epochs": 10, "lr": 5e-3, "wd": 1.0}
 STARS = {"bs": 512, "epochs": 8, "lr": 3e-3, "wd": 0.8}  # of the ordinal model with all columns
 COLUMNS = ["protocol", "split", "model", "rmse", "seconds"]
 
@@ -77,19 +80,25 @@ def benchmarks(splits: Iterable[int] = range(3), folds: Iterable[int] = range(1,
 def measured(ratings: pd.DataFrame, held: np.ndarray, models: int = 10, large: bool = False) -> list[tuple]:
     """(model, RMSE, seconds of fitting) of our models and of the peers installed; `held` are positions.
 
-    With `large`, single models in `big_batch`'s batches only.
+    With `large`, ours alone, fewer and in large batches; settings chosen on a part of ml-1m's training rows.
     """
     names = columns_in(ratings)
     movie = [name for name in ("raters", "genres", "year") if name in names]
     ids, stars = partial(learner, ratings), partial(stars_learner, ratings, columns=names)
 
-    def told(columns: list[str]) -> Callable:
-        return partial(learner, ratings, with_columns(ratings, columns))
+    def told(columns: list[str], n_factors: int = N_FACTORS) -> Callable:
+        return partial(learner, ratings, with_columns(ratings, columns, n_factors))
 
     if large:
+        wide = partial(stars, n_factors=100)
         quick = big_batch(len(ratings) - len(held))
-        kinds = {"ids only": (ids, quick), "raters, genres, year": (told(movie), quick)}
-        kinds = {f"one model, {name}": (1, *kind) for name, kind in kinds.items()}
+        kinds = {
+            "one model, ids only": (1, ids, quick),
+            "one model, raters, genres, year": (1, told(movie), quick | {"wd": 0.8}),
+            "one model, all columns, 100 factors": (1, told(names, 100), LARGE),
+            "mean of 3, all columns, 100 factors": (3, told(names, 100), LARGE),
+            "mean of 3 ordinal models, all columns, 100 factors": (3, wide, LARGE_STARS),
+        }
         peers = {}
     else:
         kinds = {

@@ -61,7 +61,8 @@ def _measured(
         costs = sizes.scale()
         if costs.empty:
             raise ResultsError("not one size could be trained")
-        flat = costs["ratings_per_s"].max() / costs["ratings_per_s"].min()
+        plain = costs.loc[~costs["size"].str.endswith(sizes.ALL), "ratings_per_s"]
+        flat = plain.max() / plain.min()
         text = f"most to least per rating: {flat:.1f}\n\n{_markdown(costs, ',.4g')}"
         return "Cost against size, planted ratings", costs, text
     if part == "published":

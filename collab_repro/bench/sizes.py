@@ -9,17 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
-from fastai.data.core import DataLoaders
-from fastai.learner import Learner
-from fastai.losses import MSELossFlat
-from torch.utils.data import TensorDataset
 
-from ..loader import TensorDL
-from ..models import N_FACTORS, DotProductBias
+from ..further.columns import columns_in, with_columns
+from ..models import DotProductBias
 from ..sources import planted_ratings
-from ..speed import FastLoop, FusedAdam, Stopwatch, big_batch, few_threads
-from ..training import EPOCHS
+from ..speed import big_batch
+from ..training import EPOCHS, learner
 from .ways import fit_quietly
 
 SIZES = {  # users, titles, ratings
@@ -28,6 +23,8 @@ SIZES = {  # users, titles, ratings
     "10m": (69_878, 10_677, 10_000_000),
     "25m": (162_541, 59_047, 25_000_000),
 }
+ALL = " + columns"  # behind a size: a model told all that the ratings of 25M tell
+RANK = 64  # main directions of its bags
 
 
 def proc_value(file: str, name: str) -> str:
@@ -37,7 +34,7 @@ def proc_value(file: str, name: str) -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(name)), "")
 
 
-def scale(sizes: Iterable[str] = tuple(SIZES), epochs: int = EPOCHS) -> pd.DataFrame:
+def scale(sizes: Iterable[str] = (*SIZES, "25m" + ALL), epochs: int = EPOCHS) -> pd.DataFrame:
     """Train on planted ratings of MovieLens' sizes with `big_batch`, each size in its own process.
 
     Columns: size, ratings, users, titles, bs, epochs, seconds (median epoch, validation included),
@@ -58,23 +55,17 @@ def scale(sizes: Iterable[str] = tuple(SIZES), epochs: int = EPOCHS) -> pd.DataF
 
 def one_size(size: str, epochs: int) -> None:
     """Train on planted ratings of `size`, and print the row of `scale` as JSON."""
-    users, titles, n = SIZES[size]
+    users, titles, n = SIZES[size.removesuffix(ALL)]
     ratings = planted_ratings(users, titles, n)[0]
-    x = torch.stack([torch.from_numpy(ratings[c].to_numpy(np.int32)) for c in ("user", "movie")], dim=1)
-    y = torch.from_numpy(ratings["rating"].to_numpy(np.float32))[:, None]
-    del ratings
-    valid = torch.randperm(n, generator=torch.Generator().manual_seed(0))[: n // 5]
-    training = torch.ones(n, dtype=torch.bool).index_fill_(0, valid, False)
-    settings = big_batch(n - n // 5)
+    ratings = ratings.astype({"user": np.int32, "movie": np.int32, "rating": np.float32})  # as they are read
+    model, settings = DotProductBias, big_batch(n - n // 5)
+    if size.endswith(ALL):
+        kinds = pd.Series(["Comedy", "Comedy|Drama", "Drama|War", "Horror"], dtype="category")
+        ratings["genres"] = kinds.take(ratings["movie"] % len(kinds)).array
+        model = with_columns(ratings, columns_in(ratings), rank=RANK)
     bs = settings.pop("bs")
-    datasets = TensorDataset(x[training], y[training]), TensorDataset(x[valid], y[valid])
-    del x, y
-    dls = DataLoaders(*(TensorDL(d, bs, shuffle=d is datasets[0]) for d in datasets), device="cpu")
-    torch.manual_seed(0)
-    model = DotProductBias(users + 1, titles + 1, N_FACTORS)
-    learn = Learner(dls, model, MSELossFlat(), opt_func=FusedAdam, cbs=[FastLoop, Stopwatch])
-    with few_threads(bs * N_FACTORS):
-        loss = fit_quietly(learn, epochs, **settings)
+    learn = learner(ratings, model, bs=bs)
+    loss = fit_quietly(learn, epochs, **settings)
     seconds = float(np.median(learn.stopwatch.seconds))
     peak = proc_value("self/status", "VmHWM").removesuffix(" kB")  # getrusage counts the parent's, too
     row = {"ratings": n, "users": users, "titles": titles, "bs": bs, "epochs": epochs, "seconds": seconds}

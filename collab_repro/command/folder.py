@@ -85,6 +85,7 @@ def draw(out: Path) -> list[Path]:
         drawings["chapter"] = partial(figures.plot_chapter, losses, book)
     if (out / "bench-scale.csv").exists():
         cost = read_losses(out / "bench-scale.csv", SCALE)
+        cost = cost[~cost["size"].astype(str).str.contains("columns")]
         cost["per_rating"] = 1e6 / cost["ratings_per_s"]
         shown = {"seconds": "seconds an epoch", "memory": "GB of memory", "per_rating": "µs a rating"}
         cost = cost.rename(columns=shown).melt("ratings", shown.values(), "measure", "cost")
