@@ -543,7 +543,7 @@ class TestFiles:
             pd.testing.assert_frame_equal(read_losses(file, list(table)), table, check_exact=True)
         with file.open("wb") as vast:
             vast.truncate(1 << 27)
-        with pytest.raises(FileError, match="losses.csv is not a regular file of at most 67,108,864 bytes"):
+        with pytest.raises(FileError, match=r"losses\.csv is not a regular file of at most 67,108,864 bytes"):
             read_losses(file, list(table))
         for content in (b"", b"seed,train_loss,valid_loss\n1,x,2\n", b"\xff\xfe\x00", b"seed\n1\n"):
             file.write_bytes(content)

@@ -348,6 +348,14 @@ def test_measuring_compares_seed_by_seed_with_the_unchanged_model(few):
     assert row.low < row.mean < row.high and told == [15]
 
 
+def test_every_setting_is_really_changed(few):
+    few = few.assign(title=few["title"].str[::-1])  # in another order than the ids
+    ends = {"": finals(few, [0]).item()}
+    for setting, value in dict(reversed(CHANGES)).items():
+        ends[setting] = finals(few, [0], setting, value).item()
+    assert len(ends) == 17 == len(set(ends.values())), ends
+
+
 def test_the_command_measures_what_diagnose_reads(few, tmp_path, monkeypatch, capsys):
     args = argparse.Namespace(splits=3, out=tmp_path, effects=True)
     monkeypatch.setattr(chapter8, "measure", partial(measure, changes=CHANGES[:1], seeds=range(2)))

@@ -6,7 +6,7 @@
 - stability: how far models trained from several seeds agree on biases and neighbours;
 - diagnosis: `diagnose`, why a run's losses are not the book's; inspecting: what it sees of a Learner;
   effects: how its tables of effects and spreads were measured;
-- figures: the plots of these results.
+- figures: the plots of these results; picture: rows copied out of a table, and gradients added back.
 
 You can read the rest of the package without this folder: only the `chapter` and `plots` commands use it.
 """

@@ -14,7 +14,7 @@ from fastai.tabular.model import get_emb_sz
 from torch import Tensor
 
 from ..chapter import RUNS, published
-from ..models import Y_RANGE, CollabNN, DotProduct, DotProductBias, DotProductBiasParams, YRange
+from ..models import Y_RANGE, CollabNN, DotProduct, DotProductBias, DotProductBiasParams
 from ..processes import usable_cores
 from ..sources import check_ratings
 from ..sources.files import read_losses, write_table
@@ -25,8 +25,8 @@ MODELS = {
     "DotProductBias": DotProductBias,
     "DotProductBiasParams": DotProductBiasParams,
     "EmbeddingDotBias": EmbeddingDotBias,
-    "CollabNN": lambda dls, y_range=Y_RANGE: CollabNN(*get_emb_sz(dls), y_range, n_act=100),
-    "EmbeddingNN": lambda dls, y_range=Y_RANGE: EmbeddingNN(get_emb_sz(dls), [100, 50], y_range=y_range),
+    "CollabNN": lambda dls, y_range: CollabNN(*get_emb_sz(dls), y_range, n_act=100),
+    "EmbeddingNN": lambda dls, y_range: EmbeddingNN(get_emb_sz(dls), [100, 50], y_range=y_range),
 }
 COLUMNS = ["data", "run", "model", "split", "epoch", "train_loss", "valid_loss"]
 KEY = ["run", "split", "epoch"]
@@ -41,20 +41,14 @@ def with_replacement(n: int, seed: int, epoch: int) -> Tensor:
 
 
 def run_learner(
-    ratings: pd.DataFrame,
-    number: int,
-    split: int = 0,
-    *,
-    replacement: bool = False,
-    y_range: YRange = Y_RANGE,
-    **settings,
+    ratings: pd.DataFrame, number: int, split: int = 0, *, replacement: bool = False, **settings
 ) -> Learner:
     """The Learner of the chapter's run `number` on split `split`, ready for `fit` with wd `run.wd`.
 
-    With `replacement` its training rows are drawn as fastai's default loader draws them. `y_range` counts
-    where the run has one; further `settings` go to `learner`.
+    With `replacement` its training rows are drawn as fastai's default loader draws them. `settings` go to
+    `learner`; a y_range counts where the run has one.
     """
-    run, model = RUNS[number], MODELS[RUNS[number].model]
+    run, model, y_range = RUNS[number], MODELS[RUNS[number].model], settings.pop("y_range", Y_RANGE)
     model = partial(model, y_range=y_range) if run.model.endswith("NN") else model
     learn = learner(ratings, model, split, y_range=run.y_range and y_range, **settings)
     if replacement:

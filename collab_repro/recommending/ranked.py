@@ -33,7 +33,8 @@ def ranking(
     models = Together.of(learn := several(learn))
     held, seen = seen_rows(learn, held), seen_rows(learn, seen, "train_ds")
     held = held[held["stars"] >= liked].drop_duplicates(["user", "title"])
-    held = held[~_pairs(held).isin(_pairs(seen))]  # a title may have two ids, one of them seen
+    pairs, met = (pd.MultiIndex.from_frame(rows[["user", "title"]]) for rows in (held, seen))
+    held = held[~pairs.isin(met)]  # a title may have two ids, one of them seen
     user, users = pd.factorize(held["user"])
     if k < 1 or not len(users):
         raise ValueError(f"k={k} is less than 1" if k < 1 else f"held has no rating of {liked} stars or more")
@@ -62,7 +63,3 @@ def ranking(
         ndcg = hits @ discount[: hits.shape[1]] / best
         table[name] = {f"recall@{k}": (hits.sum(axis=1) / np.bincount(user)).mean(), f"ndcg@{k}": ndcg.mean()}
     return pd.DataFrame(table).T.rename_axis("ranked by")
-
-
-def _pairs(rows: pd.DataFrame) -> pd.MultiIndex:
-    return pd.MultiIndex.from_frame(rows[["user", "title"]])
