@@ -230,6 +230,12 @@ def test_other_movielens_folders_and_files_are_pointed_to(tmp_path):
         assert len(load_ratings(name)) == len(FRAME)
 
 
+def test_big_batches_are_chosen_by_the_training_rows(monkeypatch):
+    monkeypatch.setattr("collab_repro.speed.big_batch", lambda n: {"bs": n, "wd": 0.3})
+    args = parser().parse_args(["--batch", "big"])
+    assert command_ratings.settings_for(args, FRAME) == ({"bs": 120}, {"wd": 0.3})
+
+
 def having(column, values):
     return FRAME.assign(**{column: values})
 
