@@ -476,6 +476,8 @@ def test_many_ratings_are_worth_a_line(planted, tmp_path, monkeypatch, capsys):
     for option, lines in (([], 1), (["--batch", "big"], 0), (["--batch", "64"], 0)):
         ratings_for(parser().parse_args(["--data", str(tmp_path / "mine.csv"), *option]))
         assert capsys.readouterr().out.count("4,000 ratings: with --batch big") == lines
+    with pytest.raises(BadRatings, match="4000 rows leave 3200 to train on, fewer than a batch of 4000"):
+        ratings_for(parser().parse_args(["--data", str(tmp_path / "mine.csv"), "--batch", "4000"]))
 
 
 def test_hints_name_what_there_is_where_the_reader_is():
