@@ -258,18 +258,21 @@ def test_fit_in_processes_gives_the_same(told):
 
 
 def test_figures_show_their_tables():
-    effects = pd.DataFrame({"mean": [-0.2, 0.1], "low": [-0.3, -0.1], "high": [-0.1, 0.3]}, ["raters", "sex"])
+    effects = {"mean": [-0.2, 0.1, 0.4], "low": [-0.3, -0.1, 0.2], "high": [-0.1, 0.3, 0.6]}
+    effects = pd.DataFrame(effects, ["raters", "sex", "age"])
     ax = figures.plot_effects(effects)
     full, hollow, _ = ax.lines
-    assert full.get_xdata() == [-0.2] and hollow.get_xdata() == [0.1]
+    assert list(full.get_xdata()) == [-0.2, 0.4] and list(hollow.get_xdata()) == [0.1]
     assert hollow.get_markerfacecolor() == "none" != full.get_markerfacecolor()
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["raters", "sex"]
-    assert full.get_ydata() > hollow.get_ydata(), "the first row is on top"
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["raters", "sex", "age"]
+    assert full.get_ydata()[0] > hollow.get_ydata()[0] > full.get_ydata()[1], "the first row is on top"
 
     gain = pd.DataFrame(
         {"ids only": [1.1, 0.9], "all": [1.0, 0.8], "rows": [20, 3000]}, ["none", "1 or more"]
     )
-    ax = figures.plot_gain(gain)
+    ax = figures.plot_gain(gain, source="made up")
+    assert "training ratings" in ax.get_xlabel() and ax.get_ylabel() == "validation RMSE (stars)"
+    assert {"made up", *gain.columns[:2]} <= {text.get_text() for text in ax.texts}
     assert [list(line.get_ydata()) for line in ax.lines] == [[1.1, 0.9], [1.0, 0.8]]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["none\n20", "1 or more\n3,000"]
 

@@ -304,6 +304,8 @@ def test_labels_far_from_their_point_are_tied_to_it():
     starts = [tuple(line.get_xydata()[0]) for line in ax.get_lines() if line.get_linewidth() == 0.5]
     points = {tuple(np.round(point, 9)) for point in crowd[[0, 2]].to_numpy()}
     assert all(tuple(np.round(start, 9)) in points for start in starts)
+    low, high = crowd[0].min(), crowd[0].max()
+    assert np.allclose(ax.get_xlim(), np.array([low, high]) + 0.1 * (high - low) * np.array([-1, 1]))
     assert all(line.get_zorder() < ax.get_lines()[0].get_zorder() for line in ax.get_lines()[1:])
 
 
