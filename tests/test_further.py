@@ -285,3 +285,5 @@ def test_figures_show_their_tables():
     ax = figures.plot_cut_points(cuts, ["ada", "bob"])
     ends = np.array([bar.get_x() + bar.get_width() for bar in ax.patches]).reshape(4, 2)
     assert np.allclose(ends[:3].T, cuts)
+    tall = figures.plot_cut_points(np.repeat(cuts, 9, axis=0), [*"abcdefghijklmnopqr"])
+    assert tall.figure.get_figheight() > 3 * ax.figure.get_figheight(), "there is room for each bar"
