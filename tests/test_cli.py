@@ -45,9 +45,14 @@ def files(folder):
 def test_main_prints_and_writes_the_tables_and_the_figures_and_nothing_else(finished):
     out, said = finished
     assert said.startswith("Ratings: mine.csv, 4,000 ratings\n")
+    assert re.search(r"Versions: Python 3[.\d]+, fastai 2\S+, torch 2\S+, pandas \S+, numpy \d", said)
+    assert "mean ± sd over 2 seeds\n" in said
     loss = r"\d\.\d{4} ± \d\.\d{4} \|"
     assert re.search(rf"\| DotProductBias +\| +1 \| +{loss} +{loss}", said)
-    assert "100 of 100 training losses and 4 of 4 final tables are equal to the bit" in said
+    assert (
+        "\n\nFrom copied weights 100 of 100 training losses and 4 of 4 final tables are equal to the bit"
+        in said
+    )
     assert "book" not in said.split("## Movie bias")[0].split("## Training")[1]
     assert (out / "report.md").read_text() in said
     tables = {"curves.csv", "report.md", *(f"learned-{model}.npz" for model in MODELS)}

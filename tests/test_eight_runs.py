@@ -7,6 +7,7 @@ import torch
 from fastai.collab import CollabDataLoaders, EmbeddingDotBias, EmbeddingNN
 
 from collab_repro.chapter import BIAS_LISTS, RUNS, published
+from collab_repro.command.report import chapter_report
 from collab_repro.evidence import eight_runs
 from collab_repro.evidence.eight_runs import (
     COLUMNS,
@@ -315,6 +316,10 @@ def test_z_is_the_books_distance_from_our_mean_in_sds_by_hand():
     assert row["valid_loss", "z"] == pytest.approx(0.306)
     assert row["train_loss", "z"] == pytest.approx((0.490980 - 0.51) / 0.01)
     assert len(table) == 1
+    train, valid = ["0.491", "0.510 ± 0.010", "-1.9"], ["0.823", "0.820 ± 0.010", "+0.3"]
+    for book, cells in ((True, [*train, *valid, "inside the spread"]), (False, [train[1], valid[1]])):
+        *_, printed = chapter_report(table, {4: "bias"}, 3, "mine", book).splitlines()
+        assert [cell.strip() for cell in printed.strip("|").split("|")] == ["4", *cells]
 
 
 @pytest.mark.parametrize(

@@ -295,15 +295,18 @@ def test_fit_in_processes_gives_the_same(told):
 
 
 def test_figures_show_their_tables():
-    effects = pd.DataFrame({"mean": [-0.2, 0.1], "low": [-0.3, -0.1], "high": [-0.1, 0.3]}, ["raters", "sex"])
+    effects = {"mean": [-0.2, 0.1, 0.4], "low": [-0.3, -0.1, 0.2], "high": [-0.1, 0.3, 0.6]}
+    effects = pd.DataFrame(effects, ["raters", "sex", "age"])
     ax = figures.plot_effects(effects)
     full, hollow, _ = ax.lines
-    assert full.get_xdata() == [-0.2] and hollow.get_xdata() == [0.1]
+    assert list(full.get_xdata()) == [-0.2, 0.4] and list(hollow.get_xdata()) == [0.1]
     assert hollow.get_markerfacecolor() == "none" != full.get_markerfacecolor()
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["raters", "sex"]
-    assert full.get_ydata() > hollow.get_ydata(), "the first row is on top"
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["raters", "sex", "age"]
+    assert full.get_ydata()[0] > hollow.get_ydata()[0] > full.get_ydata()[1], "the first row is on top"
 
     cuts = np.array([[-1.0, 0, 2], [-2.0, -1, 0]])
     ax = figures.plot_cut_points(cuts, ["ada", "bob"])
     ends = np.array([bar.get_x() + bar.get_width() for bar in ax.patches]).reshape(4, 2)
     assert np.allclose(ends[:3].T, cuts)
+    tall = figures.plot_cut_points(np.repeat(cuts, 9, axis=0), [*"abcdefghijklmnopqr"])
+    assert tall.figure.get_figheight() > 3 * ax.figure.get_figheight(), "there is room for each bar"

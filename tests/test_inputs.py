@@ -226,6 +226,12 @@ def test_other_movielens_folders_and_files_are_pointed_to(tmp_path):
         assert len(load_ratings(name)) == len(FRAME)
 
 
+def test_big_batches_are_chosen_by_the_training_rows(monkeypatch):
+    monkeypatch.setattr("collab_repro.speed.big_batch", lambda n: {"bs": n, "wd": 0.3})
+    args = parser().parse_args(["--batch", "big"])
+    assert command_ratings.settings_for(args, FRAME) == ({"bs": 120}, {"wd": 0.3})
+
+
 def having(column, values):
     return FRAME.assign(**{column: values})
 
@@ -455,6 +461,8 @@ def test_many_ratings_are_worth_a_line(planted, tmp_path, monkeypatch, capsys):
     for option, lines in (([], 1), (["--batch", "big"], 0), (["--batch", "64"], 0)):
         ratings_for(parser().parse_args(["--data", str(tmp_path / "mine.csv"), *option]))
         assert capsys.readouterr().out.count("4,000 ratings: with --batch big") == lines
+    with pytest.raises(BadRatings, match="4000 rows leave 3200 to train on, fewer than a batch of 4000"):
+        ratings_for(parser().parse_args(["--data", str(tmp_path / "mine.csv"), "--batch", "4000"]))
 
 
 def test_hints_name_what_there_is_where_the_reader_is():

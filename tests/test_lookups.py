@@ -329,7 +329,7 @@ def test_the_installed_documentation_lists_embedding_on_cuda():
 
 
 def test_repeats_counts_different_gradients(monkeypatch):
-    threads = torch.get_num_threads()
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
     found = repeats(bs=(64, 512), times=3)
     assert list(found.columns) == ["threads", "deterministic", "bs", "lookup", "different", "apart"]
     assert len(found) == 3 * 2 * 3 and set(zip(found["threads"], found["deterministic"], strict=True)) == {
@@ -338,10 +338,17 @@ def test_repeats_counts_different_gradients(monkeypatch):
         (2, True),
     }
     assert (found["different"] == 1).all() and (found["apart"] == 0).all()  # batches this small
-    calls = iter(range(1, 1000))
-    monkeypatch.setitem(LOOKUPS, "noisy", lambda table, idx: table[idx] * (1 + next(calls) / 100))
+    calls = []
+
+    def noisy(table, idx):
+        calls.append((torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()))
+        return table[idx] * (1 + len(calls) / 100)
+
+    monkeypatch.setitem(LOOKUPS, "noisy", noisy)
     noisy = repeats(bs=(8,), times=4, lookups=["noisy"])
     assert (noisy["different"] == 4).all() and (noisy["apart"] > 0.01).all()
+    assert calls == [(1, False)] * 4 + [(2, False)] * 4 + [(2, True)] * 4
+    assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == threads and not torch.are_deterministic_algorithms_enabled()
 
 

@@ -304,6 +304,8 @@ def test_labels_far_from_their_point_are_tied_to_it():
     starts = [tuple(line.get_xydata()[0]) for line in ax.get_lines() if line.get_linewidth() == 0.5]
     points = {tuple(np.round(point, 9)) for point in crowd[[0, 2]].to_numpy()}
     assert all(tuple(np.round(start, 9)) in points for start in starts)
+    low, high = crowd[0].min(), crowd[0].max()
+    assert np.allclose(ax.get_xlim(), np.array([low, high]) + 0.1 * (high - low) * np.array([-1, 1]))
     assert all(line.get_zorder() < ax.get_lines()[0].get_zorder() for line in ax.get_lines()[1:])
 
 
@@ -364,6 +366,16 @@ def test_a_point_without_a_place_takes_no_label_but_its_own():
     assert np.allclose(gaps, 6 * 200 / 72, atol=1)  # six points to the right, at any resolution
 
 
+def test_the_book_is_drawn_beside_its_own_ratings_alone(tmp_path, monkeypatch):
+    books = []
+    drawn = lambda curves, book: books.append(book) or plot_curves(curves, book)  # noqa: E731
+    monkeypatch.setattr(folder.plots, "plot_curves", drawn)
+    for data in ("ml-100k", "mine"):
+        curves(1).assign(data=data)[folder.CURVES].to_csv(tmp_path / "curves.csv", index=False)
+        folder.draw(tmp_path)
+    assert set(books[0]["run"]) == {4, 5} and books[1] is None
+
+
 def test_letters_that_no_font_has_are_a_note(tmp_path, capsys):
     made(np.random.default_rng(0).normal(size=(3, 4)), bias=np.arange(3.0)).save(tmp_path / "learned-A.npz")
     learned = Learned.load(tmp_path / "learned-A.npz")
@@ -378,3 +390,9 @@ def test_a_report_keeps_its_cells_and_lines():
     lines = text.splitlines()
     assert len(lines) == 5 and len({len(line) for line in lines}) == 1 and len(lines[0]) < 150
     assert r"x \| y" in text and "line break" in text and r"a\|b" in lines[0]
+    assert len(report.one_line("z" * 999)) == 80
+    biases = report._biases("M", made(np.zeros((8, 2)), bias=range(8))).splitlines()[2:]
+    assert [line.replace("|", "").split() for line in biases] == [
+        [*f"{low} +{n}.00".split(), *f"{high} +{7 - n}.00".split()]
+        for n, (low, high) in enumerate(zip("ABCDE", "HGFED", strict=True))
+    ]

@@ -42,7 +42,6 @@ def save(out: Path, curves: pd.DataFrame, learned: dict[str, Learned], report: s
 
     Raises OSError.
     """
-    out.mkdir(parents=True, exist_ok=True)
     files = [out / "curves.csv", out / "report.md"]
     write_table(files[0], curves)
     for name, tables in learned.items():
