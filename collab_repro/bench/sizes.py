@@ -24,7 +24,7 @@ SIZES = {  # users, titles, ratings
     "25m": (162_541, 59_047, 25_000_000),
 }
 ALL = " + columns"  # behind a size: a model told all that the ratings of 25M tell
-RANK = 64  # main directions of its bags
+RANK = 32  # main directions of its bags
 
 
 def proc_value(file: str, name: str) -> str:
@@ -63,6 +63,7 @@ def one_size(size: str, epochs: int) -> None:
         kinds = pd.Series(["Comedy", "Comedy|Drama", "Drama|War", "Horror"], dtype="category")
         ratings["genres"] = kinds.take(ratings["movie"] % len(kinds)).array
         model = with_columns(ratings, columns_in(ratings), rank=RANK)
+        settings["bs"] *= 2  # what a step costs whatever its rows: bags, all users, all films
     bs = settings.pop("bs")
     learn = learner(ratings, model, bs=bs)
     loss = fit_quietly(learn, epochs, **settings)

@@ -102,8 +102,11 @@ class Clock(nn.Module):
         return torch.empty_like(order).scatter_(0, order, self.spans[at].long() * (self.keys[at] == key))
 
     def forward(self, x: Tensor) -> Tensor:
-        span = self.span(x)
-        return self.weight * (span > 0)[:, None] * self.table(span)  # (bs, n_factors)
+        # A one-hot product: for so few rows its backward is quicker than a lookup's.
+        spans = torch.zeros(len(x), SPANS + 1, device=x.device)
+        spans.scatter_(1, self.span(x)[:, None], self.weight)
+        spans[:, 0] = 0  # which is no span
+        return spans @ self.table.weight  # (bs, n_factors)
 
 
 class DotProductColumns(nn.Module):
