@@ -159,6 +159,9 @@ def test_values_of_a_column():
     assert np.allclose((number**2).sum(axis=1), [1, 1, 1, 0])
     near, far = number[0] @ number[1], number[0] @ number[2]
     assert near > 0.9 and far < 0.01
+    spread = np.exp([0, -1 / 2, -4 / 2])  # 0, 1 and 2 sd of 3 years away
+    two = columns._values(pd.Series([1990.0, 1996]), 3.0).toarray()
+    assert np.allclose(two, [spread, spread[::-1]] / np.linalg.norm(spread))
 
 
 def test_folded_predicts_the_same(told, fitted):
