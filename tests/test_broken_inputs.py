@@ -23,6 +23,7 @@ from collab_repro.__main__ import main, parser
 from collab_repro.command.folder import CHAPTER, CURVES, SCALE
 from collab_repro.command.ratings import at_command_line, ratings_for
 from collab_repro.recommending.learned import ARRAYS, LearnedFileError
+from collab_repro.sources import content
 
 FILM = "Film 7"
 ROWS = [(u, f"Film {i}", (u * i) % 5 + 1) for u in range(1, 21) for i in range(1, 11)]
@@ -183,6 +184,11 @@ def test_there_are_enough_of_them():
         ("titles alike", "such ids: 20.; --alike fold"),
         ("header 'id,title,rating'", "no columns for the user"),
         ("begins b'PAR1'", "Parquet"),
+        ("begins b'ARROW1'", "a Feather file; save the ratings as .csv"),
+        ("begins b'SQLite f'", "an SQLite database"),
+        ("begins b'\\x89HDF'", "an HDF5 file"),
+        ("begins b'%PDF-1.7'", "a PDF"),
+        ("in utf-16-le", r"byte \d+ is 0, so it is no text, or UTF-16 without its mark"),
         ("a workbook", "Excel"),
         ("two files in a zip", r"is a zip of \['a', 'b'\]; give the file in it"),
     ],
@@ -192,6 +198,18 @@ def test_what_is_said_and_where(name, said, tmp_path):
     file.write_bytes(OWN[name] if isinstance(OWN[name], bytes) else OWN[name].encode())
     result = read(file)
     assert isinstance(result, str) and re.search(said, result), result
+
+
+def test_what_unpacks_to_too_much_is_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(content, "MOST", len(CSV) - 1)
+    with zipfile.ZipFile(tmp_path / "mine.zip", "w") as archive:
+        archive.writestr("mine.csv", CSV)
+    (tmp_path / "mine.csv.gz").write_bytes(gzip.compress(CSV.encode()))
+    for name in ("mine.zip", "mine.csv.gz"):
+        assert "holds more than 2 GB; give a part of it" in read(tmp_path / name)
+        with monkeypatch.context() as patched:
+            patched.setattr(content, "MOST", len(CSV))
+            assert not isinstance(read(tmp_path / name), str)
 
 
 def test_folders_links_pipes_and_devices(tmp_path):

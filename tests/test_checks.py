@@ -111,6 +111,8 @@ STARS = [
         (Decimal("NaN"), object, r"\(NaN\): not a finite"),
         (Decimal("inf"), object, r"\(Infinity\): not a finite"),
         ("five", object, r"\('five'\): not a finite"),
+        (10**400, object, r"\(1000+.*: not a finite"),
+        (1 + 1j, object, ".*: not a finite"),
         (pd.Timestamp(0), object, r"\(1970.*: not a finite"),
         (
             0,
@@ -212,6 +214,7 @@ def test_arrow():
         (WHO.astype("uint64") + np.uint64(2**63), np.uint64),
         (WHO.astype(object) + 2**63 - 20, object),
         (WHO.astype(float) + 2**24, float),
+        (WHO + 2**53 - WHO.max(), float),
         (WHO, object),
         (WHO.astype(float), object),
         (WHO, "Int64"),

@@ -221,7 +221,7 @@ def _check_stars(column: pd.Series, y_range: tuple[float, float] | None, sure: b
 def _number(value: object) -> float:
     """`value` as a float, NaN for what is no number."""
     try:
-        return float(value)
+        return np.nan if isinstance(value, complex) else float(value)
     except (TypeError, ValueError, OverflowError):
         return np.nan
 
