@@ -183,6 +183,7 @@ def test_there_are_enough_of_them():
         ("timestamps", "look like ids, counts or timestamps; .* --rating$"),
         ("titles alike", "such ids: 20.; --alike fold"),
         ("header 'id,title,rating'", "no columns for the user"),
+        ("header 'user,user,rating'", "two columns are called 'user'; rename one"),
         ("begins b'PAR1'", "Parquet"),
         ("begins b'ARROW1'", "a Feather file; save the ratings as .csv"),
         ("begins b'SQLite f'", "an SQLite database"),

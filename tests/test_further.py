@@ -237,6 +237,8 @@ def test_every_head_gives_probabilities_and_learns(starred):
         found = judge(given, stars, rated)
         uninformed = -np.log(shares[rated.astype(int) - 1]).mean()
         assert found["log_loss"] < uninformed + 0.1, head
+        score = getattr(learn.model, "score", None)  # stars for the linear layer, else without bounds
+        assert score is None or score.y_range == ((0, 5.5) if "linear" in head else None), head
         assert found["log_loss"] == pytest.approx(
             F.nll_loss(torch.tensor(given).log(), torch.tensor(rated - 1).long()).item()
         )
