@@ -86,6 +86,7 @@ def test_recommend_reads_the_kept_tables_without_ratings_or_training(finished, t
     best = recommend([Learned.load(out / f"learned-{model}.npz") for model in MODELS], stars, 3)
     assert [row[0] for row in rows] == best["title"].tolist() and not set(titles) & set(best["title"])
     assert [row[1] for row in rows] == [f"{one:.2f}" for one in best["prediction"]]
+    assert "nan" not in said.out  # where nothing rated is alike, no reason stands
     assert "2 ratings of yours" in said.out and "Ratings:" not in said.out and said.err == ""
     assert files(out) == before
 

@@ -370,6 +370,7 @@ def test_the_book_is_drawn_beside_its_own_ratings_alone(tmp_path, monkeypatch):
     books = []
     drawn = lambda curves, book: books.append(book) or plot_curves(curves, book)  # noqa: E731
     monkeypatch.setattr(folder.plots, "plot_curves", drawn)
+    monkeypatch.setattr(folder, "usable_cores", lambda: 1)  # a process of its own would keep the list
     for data in ("ml-100k", "mine"):
         curves(1).assign(data=data)[folder.CURVES].to_csv(tmp_path / "curves.csv", index=False)
         folder.draw(tmp_path)

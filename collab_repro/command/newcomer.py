@@ -27,6 +27,7 @@ def recommend_command(args: argparse.Namespace, ratings: None, bar: tqdm) -> Non
     about = f"{learns[0].movies.source}; {len(rated)} rating{'s' * (len(rated) != 1)} of yours"
     print(f"From {', '.join(file.name for file in files)} ({about})\n")
     best["prediction"] = best["prediction"].map("{:.2f}".format)
+    best["because"] = best["because"].fillna("")
     print(best.to_markdown(index=False, disable_numparse=True, colalign=["left", "right", "right", "left"]))
 
 
