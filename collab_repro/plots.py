@@ -31,7 +31,7 @@ def plot_curves(
     axes = np.ravel(ax)
     for panel, loss in zip(axes, list(looks.LOSSES)[-len(axes) :], strict=True):
         labels, look = [], looks.looks_of(curves["model"])
-        for model, runs in curves.groupby("model"):
+        for model, runs in curves.groupby("model", sort=False):
             colour, line, marker, signs = look[model]
             wide = runs.pivot_table(index="epoch", columns="seed", values=loss)
             mean = wide.mean(axis=1)
