@@ -37,8 +37,9 @@ def proc_value(file: str, name: str) -> str:
 def scale(sizes: Iterable[str] = (*SIZES, "25m" + ALL), epochs: int = EPOCHS) -> pd.DataFrame:
     """Train on planted ratings of MovieLens' sizes with `big_batch`, each size in its own process.
 
-    Columns: size, ratings, users, titles, bs, epochs, seconds (median epoch, validation included),
-    ratings_per_s, memory (peak, GB, planting included; Linux only), valid_loss (MSE after the last epoch).
+    A size with `ALL` behind it is the model of `with_columns`, in batches twice as large. Columns: size,
+    ratings, users, titles, bs, epochs, seconds (median epoch, validation included), ratings_per_s, memory
+    (peak, GB, planting included; Linux only), valid_loss (MSE after the last epoch).
     A size that fails is left out, with its reason on stderr.
     """
     rows = []
