@@ -1,6 +1,7 @@
 """The command line: `python -m collab_repro --help`."""
 
 import argparse
+import gc
 import os
 import re
 import sys
@@ -162,7 +163,10 @@ def _run(args: argparse.Namespace) -> None:
     with FileLock(args.out / ".lock", timeout=0):
         ratings = ratings_for(args) if args.command not in FROM_FILES else None
         with tqdm(desc="loading fastai", unit="epoch", disable=None, leave=False) as bar:
-            getattr(import_module(f"collab_repro.{module}"), function)(args, ratings, bar)
+            gc.disable()  # importing fastai makes half a million objects and hardly any garbage
+            command = getattr(import_module(f"collab_repro.{module}"), function)
+            gc.enable()
+            command(args, ratings, bar)
 
 
 if __name__ == "__main__":

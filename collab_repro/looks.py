@@ -122,15 +122,18 @@ def root(ax: Axes) -> Figure:
 
 
 def end_labels(ax: Axes, labels: Sequence[tuple[float, str, str]], lines: int = 1) -> None:
-    """Write texts, given as (height, text, colour), to the right of `ax`, near their heights."""
-    from scipy.optimize import isotonic_regression
+    """Write texts, given as (height, text, colour), to the right of `ax`, near their heights.
 
+    Each stands a step or more above the last, and all as near to their heights as that allows (least
+    squares: isotonic regression by its min-max formula).
+    """
     ax.set_ylim(ax.get_ylim())
     root(ax).draw_without_rendering()  # lays the figure out
     labels = sorted(labels, key=lambda label: label[0])
     at = ax.transData.transform([(1, y) for y, *_ in labels])[:, 1] * 72 / root(ax).dpi
-    steps = np.arange(len(labels)) * 11.5 * lines
-    free = isotonic_regression(at - steps).x + steps  # least squares, each a step above the last
+    n, steps = len(labels), np.arange(len(labels)) * 11.5 * lines
+    mean = [[(at - steps)[i:k].mean() for k in range(i + 1, n + 1)] for i in range(n)]
+    free = np.array([max(min(mean[i][k - i :]) for i in range(k + 1)) for k in range(n)]) + steps
     look = {"xycoords": ax.get_yaxis_transform(), "fontsize": 8, "va": "center"}
     for (y, text, colour), up in zip(labels, free - at, strict=True):
         ax.annotate(text, (1, y), (6, up), color=colour, **look, **OFFSET)
@@ -148,17 +151,19 @@ def label_points(ax: Axes, x: Sequence[float], y: Sequence[float], labels: Seque
     angle = np.radians([0, 180, 90, 270, *range(15, 360, 15)])
     towards = np.column_stack([np.cos(angle), np.sin(angle)])
     gaps = np.arange(5, 160, 3)[:, None, None] * px
-    look = {"fontsize": 7, "ha": "center", "va": "center"}
+    look = {"fontsize": 7, "ha": "center", "va": "center", "in_layout": False}  # inside the axes anyway
     look["path_effects"] = [withStroke(linewidth=2, foreground="white")]
     for xy, point, label in zip(zip(x, y, strict=True), points, labels, strict=True):
         text = ax.annotate(label, xy, (0, 0), **look, **OFFSET)
         half = text.get_window_extent().size / 2 + px
-        centres = (point + towards * (half + gaps)).reshape(-1, 2)  # nearest first
-        boxes = np.hstack([centres - half, centres + half])
-        apart = (boxes[:, None, :2] >= taken[:, 2:]) | (boxes[:, None, 2:] <= taken[:, :2])
-        inside = (boxes[:, :2] >= ax.bbox.min) & (boxes[:, 2:] <= ax.bbox.max)
-        free = apart.any(axis=2).all(axis=1) & inside.all(axis=1)
-        if not free.any():
+        for centres in point + towards * (half + gaps):  # rings of places, nearest first
+            boxes = np.hstack([centres - half, centres + half])
+            apart = (boxes[:, None, :2] >= taken[:, 2:]) | (boxes[:, None, 2:] <= taken[:, :2])
+            inside = (boxes[:, :2] >= ax.bbox.min) & (boxes[:, 2:] <= ax.bbox.max)
+            free = apart.any(axis=2).all(axis=1) & inside.all(axis=1)
+            if free.any():
+                break
+        else:
             text.remove()
             continue
         centre, box = centres[free.argmax()], boxes[free.argmax()]

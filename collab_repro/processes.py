@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
+from threadpoolctl import threadpool_limits
+
 Listen = Callable[[object], None]
 
 
@@ -58,10 +60,10 @@ def in_processes(
 def _set_up(jobs: Sequence[Callable], messages, parent: int) -> None:
     """In a new process: keep the jobs, which came by the fork, and end when the parent has ended.
 
-    PyTorch, where it is loaded, gets one thread: its others do not survive a fork, and waiting for them
-    never ends.
+    One thread each: more would only wait for a core, and PyTorch's do not survive a fork.
     """
     _run.jobs, _run.listen = jobs, messages.put
+    threadpool_limits(1, user_api="blas")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)

@@ -1,5 +1,6 @@
 """`python -m collab_repro`: what a person sees, and what is left behind when something goes wrong."""
 
+import gc
 import os
 import re
 import signal
@@ -69,6 +70,7 @@ def test_plots_draws_the_same_bytes_again_without_training(finished, capsys):
         (out / f"{name}.png").unlink()
     assert main(["plots", "--out", str(out)]) == 0
     assert files(out) == before
+    assert gc.isenabled(), "it rests during imports alone"
 
 
 def test_recommend_reads_the_kept_tables_without_ratings_or_training(finished, tmp_path, monkeypatch, capsys):

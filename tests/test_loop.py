@@ -28,7 +28,7 @@ from collab_repro import (
 )
 from collab_repro.loader import RatingsDL
 from collab_repro.models import FROM_SIZES
-from collab_repro.speed.loop import few_threads, unwrapped
+from collab_repro.speed.loop import few_threads, no_subnormals, unwrapped
 
 STEPS, VALID_STEPS = 16, 4  # of `few` in batches of 64
 
@@ -329,6 +329,40 @@ def test_a_small_batch_gets_one_thread_and_the_users_setting_comes_back(work, in
             if error:
                 raise error
         assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_the_smallest_numbers_are_zero_within_and_then_as_the_user_had_it(before):
+    def tiny():
+        return bool(torch.tensor(1e-30) * 1e-10)
+
+    torch.set_flush_denormal(before)
+    try:
+        for error in (None, KeyError):
+            with contextlib.suppress(KeyError), no_subnormals():
+                assert not tiny()
+                if error:
+                    raise error
+            assert tiny() is not before
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def test_averages_too_small_to_matter_become_zero_and_no_weight_changes(few):
+    """With a memory this short the averages of a title shrink below 1e-38 within an epoch."""
+    seen = []
+
+    class Watched(FusedAdam):
+        def step(self):
+            super().step()
+            averages = torch.cat([state["grad_avg"].ravel() for state in self.state.values()])
+            seen.append(averages[averages != 0].abs().min())
+
+    learns = pair(few, "fit_one_cycle", 4, 5e-3, opt_func=Watched, moms=(0.002,) * 3, wd=0.1)
+    assert all(map(torch.equal, *(learn.recorder.losses for learn in learns)))
+    assert all(map(torch.equal, *(learn.model.parameters() for learn in learns)))
+    fast, plain = torch.stack(seen).view(2, -1).min(dim=1).values
+    assert plain < torch.finfo(torch.float32).tiny <= fast
 
 
 def test_the_bar_moves_within_an_epoch(few):

@@ -4,6 +4,7 @@ import os
 import signal
 
 import pytest
+from threadpoolctl import threadpool_info
 
 from collab_repro.processes import in_processes
 
@@ -18,6 +19,14 @@ def test_results_come_in_the_jobs_order_and_messages_here(most):
     results = in_processes(jobs, most, heard.append)
     assert [number for number, _ in results] == list(range(5)) == sorted(heard)
     assert (os.getpid() in {pid for _, pid in results}) == (most == 1)
+
+
+def test_each_process_has_one_thread():
+    def threads(report):
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    for found in in_processes([threads] * 2, 2):
+        assert found and set(found) == {1}
 
 
 def fails(report):

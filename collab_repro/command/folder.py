@@ -68,8 +68,9 @@ def draw(out: Path) -> list[Path]:
     for file in sorted(out.glob("learned-*.npz")):
         learned, name = Learned.load(file), file.stem.removeprefix("learned-")
         source = {"source": learned.note.get("source", "")}
+        map_of = lambda one=learned, kw=source: plots.plot_factors(factor_pca(one), **kw)  # noqa: E731
+        drawings = {f"factors-{name}": map_of} | drawings  # what takes longest starts first
         drawings[f"bias-{name}"] = lambda one=learned, kw=source: plots.plot_bias(movie_bias(one), **kw)
-        drawings[f"factors-{name}"] = lambda one=learned, kw=source: plots.plot_factors(factor_pca(one), **kw)
     if (out / "chapter.csv").exists():
         losses = read_losses(out / "chapter.csv", CHAPTER)
         if unknown := set(losses["run"]) - set(RUNS):

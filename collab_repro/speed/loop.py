@@ -63,7 +63,7 @@ class FastLoop(Callback):
     def _run_instead(self, loop: Callable[[], None], cancel: type[Exception]) -> None:
         self.ran = not self.onlookers()
         if self.ran:
-            with few_threads(work_of(self.learn)):
+            with few_threads(work_of(self.learn)), no_subnormals():
                 loop()
             raise cancel
 
@@ -167,3 +167,18 @@ def few_threads(work: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def no_subnormals() -> Iterator[None]:
+    """Let the CPU take numbers nearer to zero than 1e-38 for zero, then as the caller had it.
+
+    Adam's averages of titles seldom rated shrink to such numbers, and reckoning with one takes as long as
+    with a hundred others. A weight is the same to the bit: what they would add to it is far below its last.
+    """
+    before = not torch.tensor(1e-40) * 1
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
