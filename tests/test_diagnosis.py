@@ -4,7 +4,7 @@ import argparse
 import copy
 import random
 import re
-from functools import partial
+from io import StringIO
 from itertools import combinations
 
 import numpy as np
@@ -358,8 +358,11 @@ def test_every_setting_is_really_changed(few):
 
 def test_the_command_measures_what_diagnose_reads(few, tmp_path, monkeypatch, capsys):
     args = argparse.Namespace(splits=3, out=tmp_path, effects=True)
-    monkeypatch.setattr(chapter8, "measure", partial(measure, changes=CHANGES[:1], seeds=range(2)))
-    chapter8.chapter_command(args, few, tqdm(disable=True))
+    monkeypatch.setattr(chapter8, "CHANGES", CHANGES[:1])
+    monkeypatch.setattr(chapter8, "EFFECT_SEEDS", 2)
+    bar = tqdm(file=StringIO())
+    chapter8.chapter_command(args, few, bar)
+    assert bar.n == bar.total == 5 * (2 * len(RUNS) * 3 + 2) and bar.disable, "closed at the end"
     kept = pd.read_csv(tmp_path / "effects.csv", dtype={"value": str}, keep_default_na=False)
     assert list(kept.columns) == list(pd.read_csv(EFFECTS).columns) and len(kept) == len(RUNS) + 1
     assert set(kept["n"]) == {2} and kept["value"].tolist() == [*map(str, RUNS), str(CHANGES[0][1])]

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from fastai.learner import load_learner
+from tqdm import tqdm
 
 from collab_repro import (
     BadRatings,
@@ -409,7 +410,18 @@ def ten(tmp_path_factory, planted):
 
 
 @pytest.mark.parametrize("command", [["--seeds", "1"], ["chapter", "--runs", "1,4,7,8", "--splits", "1"]])
-def test_the_options_are_those_of_every_command_that_trains(command, ten, tmp_path, capsys):
+def test_the_options_are_those_of_every_command_that_trains(command, ten, tmp_path, monkeypatch, capsys):
+    ended = []
+
+    class Bar(tqdm):
+        def __init__(self, **settings):
+            super().__init__(**{**settings, "disable": False, "file": io.StringIO()})
+
+        def close(self):
+            ended.append((self.n, self.total, self.desc))
+            super().close()
+
+    monkeypatch.setattr("tqdm.tqdm", Bar)
     *some, out = *ten, str(tmp_path)
     assert main([*command, *some, "--out", out]) == 2
     said = capsys.readouterr().err
@@ -420,6 +432,9 @@ def test_the_options_are_those_of_every_command_that_trains(command, ten, tmp_pa
     assert losses["valid_loss"].between(0.1, 100).all()
     said = capsys.readouterr()
     assert said.err.count("repeat a pair") <= 1
+    trained = len(losses) + ("chapter" not in command)  # the model of the check by bits has no curve
+    assert ended[0] == (trained, trained, "training: "), "the bar is full when the training is done"
+    assert re.search("(?m)^## Run 8: " if "chapter" in command else "(?m)^## The same derivative", said.out)
 
 
 @pytest.mark.parametrize(

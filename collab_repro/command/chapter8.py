@@ -20,6 +20,7 @@ from .ratings import settings_for
 from .report import BOOK_DATA, chapter_report, report, title_to_show
 
 CHAPTERS_TITLE = "Silence of the Lambs, The (1991)"
+EFFECT_SEEDS = 10  # of each change that `diagnose` knows
 
 
 def main_command(args: argparse.Namespace, ratings: pd.DataFrame, bar: tqdm) -> None:
@@ -39,7 +40,7 @@ def main_command(args: argparse.Namespace, ratings: pd.DataFrame, bar: tqdm) -> 
     bar.reset(total=(len(learns) + 1) * args.epochs)
     fit([*learns.values(), copied], args.epochs, **fitted, progress=bar.update)
     bar.close()
-    same = SameStart.of(first, copied, data=name, seed=0)
+    same = SameStart.of(first, copied)
     curves = curves_of(learns, data=name)
     learned = {m.__name__: Learned.of(learns[m.__name__, 0], seed=0) for m in BOTH}
     about = (
@@ -85,12 +86,13 @@ def effects_command(args: argparse.Namespace, ratings: pd.DataFrame, bar: tqdm) 
     The first two thirds of the splits make the distributions of losses, the others are named by them.
     """
     bar.set_description("training")
-    bar.reset(total=EPOCHS * (2 * len(RUNS) * args.splits + 10 * len(CHANGES)))
+    bar.reset(total=EPOCHS * (2 * len(RUNS) * args.splits + EFFECT_SEEDS * len(CHANGES)))
     settings = {"splits": args.splits, "path": args.out / "chapter.csv", "progress": bar.update}
     trained = wide(pd.concat([reproduce(ratings, replacement=way, **settings) for way in (False, True)]))
     known = trained.index.get_level_values("split") < -(-2 * args.splits // 3)
     spread = spread_of(trained[known])
-    effects = pd.concat([loader_effects(trained[known]), measure(ratings, progress=bar.update)]).round(4)
+    changed = measure(ratings, CHANGES, range(EFFECT_SEEDS), bar.update)
+    effects = pd.concat([loader_effects(trained[known]), changed]).round(4)
     bar.close()
     write_table(args.out / "effects.csv", effects)
     write_table(args.out / "spread.csv", spread.round(7).reset_index())
