@@ -1,6 +1,8 @@
 """A Learner from seeds, its settings, and its curve."""
 
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -139,6 +141,22 @@ def test_an_integer_item_seen_only_in_validation_falls_on_the_unknown_row(few):
     unseen = ~movies.isin(ids.loc[split_of(learn), "movie"])
     assert unseen.sum() > 2 and (learn.dls.valid.items["movie"][unseen] == 0).all()
     assert any(str(one.message).startswith(f"{unseen.sum()} of 256 ") for one in said)
+
+
+WARNED = """
+import warnings
+warnings.simplefilter("error")
+import collab_repro
+warnings.filterwarnings("ignore", "1 of 2 validation rows")  # our own
+ratings = collab_repro.planted_ratings(60, 45, 1280, seed=1)[0]
+ratings["title"] = ratings["title"].where(ratings.index > 0, "only held out")
+collab_repro.fit([collab_repro.learner(ratings, split=[0, 5], n_factors=5)], 1)
+"""
+
+
+def test_nothing_that_fastai_sets_off_reaches_the_reader():
+    said = subprocess.run([sys.executable, "-c", WARNED], capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
 
 
 def test_a_curve_has_its_labels_first_and_one_row_an_epoch(learn):
