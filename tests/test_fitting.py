@@ -1,5 +1,6 @@
 """`fit`: what is trained together and what apart, in one process or several, and how divergence ends."""
 
+import numpy as np
 import pytest
 import torch
 from fastai.callback.core import Callback
@@ -143,6 +144,20 @@ def test_epochs_lr_and_wd_are_honoured_and_default_to_the_chapters(few, together
     for changed in ({"epochs": 2}, {"lr": 6e-3}, {"wd": 0.2}):
         changed = {"epochs": 1, **changed}
         assert torch.equal(end(fit, **changed), end(alone, **changed)), changed
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_each_learner_may_have_a_weight_decay_of_its_own(few, passes, processes):
+    decays = [0.0, 0.3, 0.3, 0.3, 0.01, 0.01]
+    together, each = (learners(few, [*TWO, *TWO, NETWORK, NETWORK]) for _ in range(2))
+    together[3].metrics = each[3].metrics = [rmse]  # fitted alone
+    fit(together, 1, wd=np.array(decays), processes=processes)
+    assert len(passes) == (processes == 1), "two of a kind and a decay"
+    for ours, theirs, decay in zip(together, each, decays, strict=True):
+        (theirs,) = alone([theirs], 1, wd=decay)
+        assert_same(ours, theirs)
+    with pytest.raises(ValueError, match="1 weight decays for 2 Learners"):
+        fit(learners(few, TWO), 1, wd=[0.1])
 
 
 def test_no_learner_is_no_fault_but_one_twice_or_no_epoch_is(few):

@@ -52,11 +52,13 @@ def fit(
     learns: Iterable[Learner],
     epochs: int = EPOCHS,
     lr: float = LR,
-    wd: float = WD,
+    wd: float | Iterable[float] = WD,
     progress: Progress = lambda trained: None,
     processes: int | None = None,
 ) -> None:
     """`learn.fit_one_cycle(epochs, lr, wd=wd)` for each of `learns`, many at once where that is possible.
+
+    `wd` is one weight decay for all, or one for each.
 
     Weights, optimizer states, recorded losses and curves are those of each Learner fitted alone: to the
     bit where all batches are multiples of 32 rows (MovieLens 100K's are), else within rounding, for
@@ -66,41 +68,45 @@ def fit(
     `processes` of such passes (all usable cores when None) run at a time. Learners with anything of your
     own (metrics, a loss, callbacks, hooks, an optimizer, ...) are fitted one by one, as is everything with a
     `slice` as `lr`. `progress` is called with the number of model-epochs whenever
-    some are done. Raises ValueError for the same Learner twice or less than one epoch, `DivergedError`
-    when a loss is no longer a finite number, `WorkerDied` when a process was killed.
+    some are done. Raises ValueError for the same Learner twice, less than one epoch or another number of
+    decays than of Learners, `DivergedError` when a loss is no longer a finite number, `WorkerDied` when a
+    process was killed.
     """
     learns = list(learns)
+    decays = [float(each) for each in wd] if isinstance(wd, Iterable) else [wd] * len(learns)
     if epochs < 1 or len({id(learn) for learn in learns}) < len(learns):
         raise ValueError(f"fit needs Learners that differ and one epoch at least, not {epochs}")
-    one_rate = isinstance(lr, Real) and isinstance(wd, Real)  # for all groups of parameters
-    for learn in learns:
+    if len(decays) != len(learns):
+        raise ValueError(f"{len(decays)} weight decays for {len(learns)} Learners: give one, or one for each")
+    plain = []
+    for learn, decay in zip(learns, decays, strict=True):
         if not hasattr(learn, "stopwatch"):
             learn.add_cb(Stopwatch())
-    plain = [ln for ln in learns if one_rate and _is_usual(ln)]
-    for learn in learns:
-        if learn not in plain:
-            _fit_alone(learn, epochs, lr, wd, progress)
+        if isinstance(lr, Real) and isinstance(decay, Real) and _is_usual(learn):  # for all its parameters
+            plain.append((learn, decay))
+        else:
+            _fit_alone(learn, epochs, lr, decay, progress)
 
     cores, passes = usable_cores() if processes is None else processes, []
-    for _, alike in groupby(plain, key=_kind):
-        alike = list(alike)
+    for (*_, decay), alike in groupby(plain, key=lambda pair: (*_kind(pair[0]), pair[1])):
+        alike = [learn for learn, _ in alike]
         most = min(max(1, MAX_WORK // work_of(alike[0])), max(MIN_PASS, -(-len(plain) // cores)))
-        passes += [alike[at : at + most] for at in range(0, len(alike), most)]
+        passes += [(alike[at : at + most], decay) for at in range(0, len(alike), most)]
     forked = cores > 1 and len(passes) > 1
 
-    def one_pass(part: list[Learner], report: Progress) -> list[dict]:
+    def one_pass(part: list[Learner], decay: float, report: Progress) -> list[dict]:
         if len(part) == 1:
-            _fit_alone(part[0], epochs, lr, wd, report)
+            _fit_alone(part[0], epochs, lr, decay, report)
         else:
             cbs = [FastLoop, Stopwatch, Reporter(lambda: report(len(part)))]
-            wide = fit_side_by_side(part, epochs, lr, wd, cbs)
+            wide = fit_side_by_side(part, epochs, lr, decay, cbs)
             for learn in part:
                 learn.stopwatch.seconds = [s / len(part) for s in wide.stopwatch.seconds]
         return [_state(learn) for learn in part] if forked else []
 
-    states = in_processes([partial(one_pass, part) for part in passes], cores, progress)
+    states = in_processes([partial(one_pass, *each) for each in passes], cores, progress)
     if forked:
-        for learn, state in zip(chain(*passes), chain(*states), strict=True):
+        for learn, state in zip(chain(*(part for part, _ in passes)), chain(*states), strict=True):
             _restore(learn, state)
 
 
