@@ -168,6 +168,14 @@ def test_every_run_learns_something(losses, planted):
     assert first["valid_loss"].nunique() == 16, "splits do not differ"
 
 
+def test_each_of_the_eight_may_be_trained_in_another_process(few, monkeypatch):
+    passes = []
+    monkeypatch.setattr("collab_repro.speed.fitting.in_processes", lambda jobs, *_: passes.extend(jobs) or [])
+    learns = [run_learner(few, run, n_factors=2) for run in RUNS]
+    fit(learns, 1, wd=[run.wd for run in RUNS.values()], processes=1)
+    assert len(passes) == 8, "nothing of them is taken for a reader's own"
+
+
 def test_a_run_is_its_learner_fitted_with_the_chapters_lr_and_the_runs_wd(planted, losses):
     for number in (3, 4):
         learn = run_learner(planted, number, split=1)

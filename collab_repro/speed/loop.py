@@ -176,7 +176,7 @@ def no_subnormals() -> Iterator[None]:
     Adam's averages of titles seldom rated shrink to such numbers, and reckoning with one takes as long as
     with a hundred others. A weight is the same to the bit: what they would add to it is far below its last.
     """
-    before = not torch.tensor(1e-40) * 1
+    before = not torch.tensor(1e-40, dtype=torch.float32) * 1
     torch.set_flush_denormal(True)
     try:
         yield
