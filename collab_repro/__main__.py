@@ -4,6 +4,7 @@ import argparse
 import gc
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -170,4 +171,5 @@ def _run(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` is answered as Ctrl-C is
     sys.exit(main())

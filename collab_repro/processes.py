@@ -64,7 +64,8 @@ def _set_up(jobs: Sequence[Callable], messages, parent: int) -> None:
     """
     _run.jobs, _run.listen = jobs, messages.put
     threadpool_limits(1, user_api="blas")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C
+    for sent in (signal.SIGINT, signal.SIGTERM):  # the parent answers them, and ends its processes
+        signal.signal(sent, signal.SIG_IGN)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
 

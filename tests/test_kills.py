@@ -6,6 +6,8 @@ COLLAB_REPRO_KILLS=500 python -m pytest tests/test_kills.py runs it long.
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -20,6 +22,7 @@ from collab_repro import Learned
 from collab_repro.__main__ import main
 from collab_repro.command.folder import CURVES
 from collab_repro.evidence.eight_runs import COLUMNS
+from collab_repro.processes import usable_cores
 from collab_repro.sources.files import read_losses, write_table, write_whole
 
 KILLS = int(os.environ.get("COLLAB_REPRO_KILLS", "50"))
@@ -159,3 +162,33 @@ def test_the_main_command_killed_at_any_moment_leaves_the_earlier_results(mine, 
         assert Learned.load(tmp_path / "learned-DotProductBias.npz").titles
     assert main([*command, "2"]) == 0
     assert len(read_losses(tmp_path / "curves.csv", CURVES)) == 4 and not unfinished(tmp_path)
+
+
+def at_work(group: int) -> list[int]:
+    """The processes of a group that have not ended."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
+            found += [int(stat.parent.name)] * (int(its_group) == group and state != "Z")
+    return found
+
+
+@pytest.mark.skipif(usable_cores() < 2, reason="one core has no processes to leave behind")
+@pytest.mark.parametrize(
+    ("sent", "to_all", "code"),
+    [(signal.SIGKILL, False, -9), (signal.SIGTERM, False, 130), (signal.SIGTERM, True, 130)],
+)
+def test_no_process_is_left_a_second_after_its_parent(sent, to_all, code, mine, tmp_path, interruptible):
+    command = [sys.executable, "-m", "collab_repro", "chapter", "--data", mine, "--runs", "7,8"]
+    command += ["--splits", "2", "--epochs", "9999", "--out", str(tmp_path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
+        while len(at_work(run.pid)) < 3:  # itself and two that train
+            assert run.poll() is None, run.stderr.read()
+            time.sleep(0.01)
+        time.sleep(0.5)
+        (os.killpg if to_all else os.kill)(run.pid, sent)
+        assert run.wait(timeout=10) == code
+        time.sleep(1)
+        assert at_work(run.pid) == []
+        assert ("collab_repro: interrupted" in run.stderr.read()) == (code == 130)
