@@ -8,7 +8,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -44,6 +44,11 @@ def parser() -> argparse.ArgumentParser:
 
         return read
 
+    def given(text: str) -> str:
+        if not text.strip():
+            raise argparse.ArgumentTypeError(f"{text!r} is no name")
+        return text
+
     def options(name: str, **settings) -> argparse.ArgumentParser:
         parent = argparse.ArgumentParser(add_help=False)
         parent.add_argument(name, **settings)
@@ -54,8 +59,8 @@ def parser() -> argparse.ArgumentParser:
 
     ones_own = "a file with columns of users, items and ratings, or another MovieLens set, as ml-1m"
     where = "where to write (default: results)"
-    out = options("--out", type=Path, default=Path("results"), metavar="DIR", help=where)
-    data = options("--data", metavar="NAME", help=f"ml-100k (default), synthetic, or {ones_own}")
+    out = options("--out", type=lambda text: Path(given(text)), default="results", metavar="DIR", help=where)
+    data = options("--data", type=given, metavar="NAME", help=f"ml-100k (default), synthetic, or {ones_own}")
     for role in ("user", "item", "rating"):
         data.add_argument(f"--{role}", metavar="COLUMN", help=f"the column of {role}s in your own file")
     which = "items that differ in case, blanks or accents only: one, or different ones (default: an error)"
@@ -105,21 +110,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     It is 141 when nobody reads the output any more.
     """
+    for name in ("stdout", "stderr"):  # None where a shell has closed them
+        setattr(sys, name, getattr(sys, name) or Path(os.devnull).open("w"))
     args, code = parser().parse_args(argv), 2
     from filelock import Timeout
 
     try:
         with warnings.catch_warnings():
             _run(args)
+        sys.stdout.flush()
         return 0
     except Timeout:
         told = f"another run is writing in {args.out}: wait for it, or give another --out"
-    except BrokenPipeError:  # the reader of a pipe has ended, as `head` does
-        with suppress(AttributeError, OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        told, code = f"nobody reads the output any more; what is finished is in {args.out}", 141
     except OSError as error:
         told = f"{error.filename or args.out}: {error.strerror or error}"
+        try:
+            sys.stdout.flush()
+        except OSError:  # nor could Python do it when it ends
+            told = f"the output: {error.strerror}"
+            with suppress(AttributeError, OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # the reader of a pipe has ended, as `head` does
+            told, code = f"nobody reads the output any more; what is finished is in {args.out}", 141
     except KeyboardInterrupt:
         told, code = "interrupted; what was finished before still stands", 130
     except Exception as error:
@@ -140,7 +152,7 @@ def _run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from .command.ratings import at_command_line, ratings_for
-    from .sources.files import FileError
+    from .sources.files import FileError, check_folder
 
     os.environ["MPLBACKEND"] = "Agg"  # figures go to files, whatever else is set
     for stream in (sys.stdout, sys.stderr):
@@ -156,12 +168,10 @@ def _run(args: argparse.Namespace) -> None:
         what = f"there is no folder {args.out}; give the --out of an earlier run"
         raise FileError(f"{what}, or make it with `python -m collab_repro`")
     args.out.mkdir(parents=True, exist_ok=True)
-    try:
-        (args.out / ".lock").touch()
-    except OSError:  # where the lock would wait for nobody
-        raise FileError(f"nothing can be written in {args.out}; give another --out") from None
     module, function = COMMANDS[args.command]
-    with FileLock(args.out / ".lock", timeout=0):
+    if writes := args.command != "recommend":
+        check_folder(args.out)
+    with FileLock(args.out / ".lock", timeout=0) if writes else nullcontext():
         ratings = ratings_for(args) if args.command not in FROM_FILES else None
         with tqdm(desc="loading fastai", unit="epoch", disable=None, leave=False) as bar:
             gc.disable()  # importing fastai makes half a million objects and hardly any garbage

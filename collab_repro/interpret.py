@@ -166,4 +166,5 @@ def suggest(title: object, known: pd.Index) -> str:
     if not meant:  # misspelt, and perhaps cut short
         begins = {str(one).casefold()[: len(wanted) + 2]: one for one in reversed(known)}
         meant = [begins[text] for text in get_close_matches(wanted, begins)]
-    return "; did you mean " + " or ".join(map(repr, meant[:3])) + "?" if meant else ""
+    shown = [repr(one) if isinstance(one, str) else str(one) for one in meant[:3]]
+    return f"; did you mean {' or '.join(shown)}?" if meant else ""

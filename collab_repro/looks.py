@@ -48,6 +48,12 @@ HOLLOW = {"linestyle": "", "markerfacecolor": "none", "markeredgewidth": 1.2}
 LOSSES = {"train_loss": "training MSE (smoothed)", "valid_loss": "validation MSE"}
 
 
+def one_line(text: object, width: int = 80) -> str:
+    """`text` on one line of no more than `width` letters."""
+    line = " ".join(str(text)[: 9 * width].split())
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
 def short_title(title: object, width: int = 40, year: bool = True) -> str:
     """A title for a label: 'Seventh Seal, The (Sjunde inseglet, Det) (1957)' as 'The Seventh Seal (1957)'.
 
@@ -98,7 +104,7 @@ def looks_of(names: Sequence[str]) -> dict[str, tuple]:
 
 def about(curves: pd.DataFrame, repeat: str = "") -> str:
     """The data's name, and how many seeds or splits there are."""
-    data = ", ".join(map(str, curves["data"].unique())) if "data" in curves else ""
+    data = one_line(", ".join(map(str, curves["data"].unique()))) if "data" in curves else ""
     n = curves[repeat].nunique() if repeat else 0
     return ", ".join(filter(None, [data, f"{n} {repeat}{'s' * (n != 1)} (thin)" if repeat else ""]))
 
@@ -106,7 +112,7 @@ def about(curves: pd.DataFrame, repeat: str = "") -> str:
 def foot(ax: Axes, source: str) -> None:
     """`source`, small, under the right end of `ax`."""
     look = {"fontsize": 7.5, "color": GREY, "ha": "right", "va": "top"}
-    ax.annotate(source, (1, 0), (0, -34), xycoords="axes fraction", **look, **OFFSET)
+    ax.annotate(one_line(source, 160), (1, 0), (0, -34), xycoords="axes fraction", **look, **OFFSET)
 
 
 def epochs_axis(ax: Axes, ylabel: str) -> None:

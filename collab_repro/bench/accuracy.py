@@ -18,7 +18,7 @@ from ..processes import usable_cores
 from ..recommending.predicting import predict
 from ..sources import check_ratings
 from ..speed import big_batch
-from ..training import EPOCHS, LR, WD, fit, learner
+from ..training import BS, EPOCHS, LR, WD, fit, learner
 from .ways import timed
 
 Predicted = tuple[np.ndarray, float]  # predictions (stars), seconds of fitting
@@ -27,7 +27,7 @@ ENSEMBLE = {"models": 10, "n_factors": N_FACTORS, "bs": 128, "wd": WD}
 
 
 def accuracy(
-    ratings: pd.DataFrame, splits: Iterable[int] = range(3), y_range: YRange = Y_RANGE
+    ratings: pd.DataFrame, splits: Iterable[int] = range(3), y_range: YRange = Y_RANGE, bs: int = BS
 ) -> pd.DataFrame:
     """RMSE (stars) on held-out rows, next to the libraries in `PEERS` that are installed.
 
@@ -35,10 +35,10 @@ def accuracy(
     are those that `tuning` finds best on split 0's training rows, and within .0002 of the best on the other
     two splits'. The settings of the other libraries are fixed.
     """
-    checked, peers, rows = check_ratings(ratings, y_range=y_range), installed(), []
+    checked, peers, rows = check_ratings(ratings, y_range=y_range, bs=bs), installed(), []
     for split in splits:
         held, train = _fifth(len(checked), split)
-        ours = {"one model, batch 64": {}, "one model, big batch": big_batch(len(train))}
+        ours = {f"one model, batch {bs}": {"bs": bs}, "one model, big batch": big_batch(len(train))}
         ours[f"mean of {ENSEMBLE['models']}"] = ENSEMBLE
         ours = {name: partial(_ours, checked, held, y_range, **settings) for name, settings in ours.items()}
         rows += [(name, split, *found) for name, *found in judged(checked, held, ours, peers)]
@@ -52,7 +52,7 @@ def tuning(
 
     The rows that `accuracy` holds out of a split play no part. Columns: split, those of `GRID`, rmse.
     """
-    checked, rows = check_ratings(ratings, y_range=y_range), []
+    checked, rows = check_ratings(ratings, y_range=y_range, bs=1), []
     for split, *values in product(splits, *GRID.values()):
         training = checked.iloc[_fifth(len(checked), split)[1]]
         held, _ = _fifth(len(training), split)
@@ -95,10 +95,10 @@ def _fifth(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ours(
-    checked: pd.DataFrame, held: np.ndarray, y_range: YRange, models: int = 1, lr=LR, wd=WD, **made
+    checked: pd.DataFrame, held: np.ndarray, y_range: YRange, models: int = 1, lr=LR, wd=WD, bs=BS, **made
 ) -> Predicted:
     """The mean prediction of `models` models for the rows `held`, which they were not trained on."""
-    started = time.perf_counter()
+    started, made["bs"] = time.perf_counter(), min(bs, len(checked) - len(held))
     learns = [learner(checked, seed=s, split=held, y_range=y_range, **made) for s in range(models)]
     fit(learns, EPOCHS, lr, wd)
     seconds = time.perf_counter() - started

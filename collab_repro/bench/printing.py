@@ -7,12 +7,12 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from ..command.folder import ResultsError, draw
+from ..command.folder import draw
 from ..command.ratings import settings_for
 from ..command.report import versions
 from ..models import Y_RANGE, YRange
 from ..processes import usable_cores
-from ..sources.files import write_table
+from ..sources.files import FileError, write_table
 from ..training import BS
 from . import PARTS, accuracy, benchmarks, sizes, ways
 
@@ -20,7 +20,7 @@ from . import PARTS, accuracy, benchmarks, sizes, ways
 def bench_command(args: argparse.Namespace, ratings: pd.DataFrame, bar: tqdm) -> None:
     """Run `args.parts` (see `PARTS`) on `ratings`; tables go to `args.out` as bench-*.csv.
 
-    `args.repeats` is how often the loops are timed. Raises `ResultsError` when no size could be trained.
+    `args.repeats` is how often the loops are timed. Raises `FileError` when no size could be trained.
     """
     bar.close()
     made, _ = settings_for(args, ratings)
@@ -30,11 +30,13 @@ def bench_command(args: argparse.Namespace, ratings: pd.DataFrame, bar: tqdm) ->
     print(f"{machine}; {versions()}.")
     for part in filter(args.parts.__contains__, PARTS):
         heading, table, text = _measured(part, ratings, args.repeats, y_range, bs)
-        if table is not None:
-            write_table(args.out / f"bench-{part}.csv", table)
-        print(f"\n## {heading}\n\n{text}", flush=True)
+        try:
+            if table is not None:
+                write_table(args.out / f"bench-{part}.csv", table)
+        finally:  # whatever becomes of the file
+            print(f"\n## {heading}\n\n{text}", flush=True)
         if part == "scale":
-            draw(args.out)
+            draw(args.out, [args.out / "bench-scale.csv"])
     print(f"\nWrote {', '.join(f.name for f in sorted(args.out.glob('bench-*')))} in {args.out}")
 
 
@@ -54,13 +56,13 @@ def _measured(
         text = f"{ours / stock:.2f} of stock fastai's time for the same model-epochs"
         return "The whole main command", None, f"{text} ({ours:.0f} s against {stock:.0f} s)"
     if part == "accuracy":
-        errors = accuracy.accuracy(ratings, y_range=y_range)
+        errors = accuracy.accuracy(ratings, y_range=y_range, bs=bs)
         table = _by_split(errors, ["model"]).set_index("model").loc[errors["model"].unique()].reset_index()
         return "RMSE (stars) on three held-out fifths", errors, _markdown(table, ".4f", ".1f")
     if part == "scale":
         costs = sizes.scale()
         if costs.empty:
-            raise ResultsError("not one size could be trained")
+            raise FileError("not one size could be trained")
         plain = costs.loc[~costs["size"].str.endswith(sizes.ALL), "ratings_per_s"]
         flat = plain.max() / plain.min()
         text = f"most to least per rating: {flat:.1f}\n\n{_markdown(costs, ',.4g')}"

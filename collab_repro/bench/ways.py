@@ -19,6 +19,8 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import MSELossFlat
 
+from ..chapter import DATA
+from ..evidence.eight_runs import data_name
 from ..loader import RatingsDL
 from ..models import N_FACTORS, Y_RANGE, DotProductBias, YRange
 from ..processes import usable_cores
@@ -45,7 +47,7 @@ def timed(run: Callable, *args, **kwargs) -> tuple[object, float]:
 
 def stock_learner(ratings: pd.DataFrame, seed: int = 0, y_range: YRange = Y_RANGE, bs: int = BS) -> Learner:
     """fastai's own Learner, with its own loaders."""
-    dls = CollabDataLoaders.from_df(check_ratings(ratings, y_range=y_range), bs=bs, seed=seed)
+    dls = CollabDataLoaders.from_df(check_ratings(ratings, y_range=y_range, bs=bs), bs=bs, seed=seed)
     return collab_learner(dls, n_factors=N_FACTORS, y_range=y_range)
 
 
@@ -78,7 +80,7 @@ def loops(
     Columns: loop, repeat, seconds (training and validation of one model for one epoch, measured over
     `epochs` epochs without making the loaders), valid_loss (MSE).
     """
-    checked = check_ratings(ratings, y_range=y_range)
+    checked = check_ratings(ratings, y_range=y_range, bs=bs)
 
     def in_memory() -> DataLoaders:
         return CollabDataLoaders.from_df(checked, bs=bs, seed=0, dl_type=RatingsDL)
@@ -127,9 +129,8 @@ def main_command(
 ) -> dict[str, float]:
     """Seconds of the whole main command, and of stock fastai for the same number of model-epochs."""
     with tempfile.TemporaryDirectory() as folder:
-        data = ratings.attrs["name"]
-        if data != "ml-100k":
-            checked = check_ratings(ratings, y_range=y_range)
+        if (data := data_name(ratings)) != DATA:
+            checked = check_ratings(ratings, y_range=y_range, bs=bs)
             checked.to_csv(data := f"{folder}/ratings.csv", index=False)
         command = ["--data", data, "--out", folder, "--seeds", str(seeds), "--epochs", str(epochs)]
         command += ["--batch", str(bs)] if bs != BS else []

@@ -7,17 +7,17 @@ import pandas as pd
 from fastai.learner import Learner
 from tqdm import tqdm
 
-from ..chapter import RUNS
+from ..chapter import DATA, RUNS
 from ..comparison import BOTH, SameStart, curves_of, learners
 from ..evidence.effects import CHANGES, confusion, loader_effects, measure, spread_of, wide
-from ..evidence.eight_runs import against_the_book, reproduce
+from ..evidence.eight_runs import against_the_book, data_name, reproduce
 from ..models import copy_weights
 from ..recommending.learned import Learned
 from ..sources.files import write_table
 from ..training import BS, EPOCHS, LR, WD, Y_RANGE, fit, learner
 from . import folder
 from .ratings import settings_for
-from .report import BOOK_DATA, chapter_report, report, title_to_show
+from .report import chapter_report, report, title_to_show
 
 CHAPTERS_TITLE = "Silence of the Lambs, The (1991)"
 EFFECT_SEEDS = 10  # of each change that `diagnose` knows
@@ -29,10 +29,9 @@ def main_command(args: argparse.Namespace, ratings: pd.DataFrame, bar: tqdm) -> 
     The bit-by-bit check costs one more model: the second one from the first one's weights of seed 0.
     """
     started = time.perf_counter()
-    name, source = ratings.attrs["name"], ratings.attrs["source"]
+    source = ratings.attrs["source"]
     title = title_to_show(ratings, args.title, CHAPTERS_TITLE)
     made, fitted = settings_for(args, ratings)
-    name = " ".join([name, *(f"{setting}={value}" for setting, value in {**fitted, **made}.items())])
     learns = learners(ratings, BOTH, range(args.seeds), **made)
     first, copied = learns[BOTH[0].__name__, 0], learner(ratings, BOTH[1], 0, **made)
     copy_weights(first.model, copied.model)
@@ -41,7 +40,7 @@ def main_command(args: argparse.Namespace, ratings: pd.DataFrame, bar: tqdm) -> 
     fit([*learns.values(), copied], args.epochs, **fitted, progress=bar.update)
     bar.close()
     same = SameStart.of(first, copied)
-    curves = curves_of(learns, data=name)
+    curves = curves_of(learns, data=data_name(ratings, **fitted, **made))
     learned = {m.__name__: Learned.of(learns[m.__name__, 0], seed=0) for m in BOTH}
     about = (
         f"Ratings: {source}.\\\nSettings: {args.epochs} epochs of fit_one_cycle at {fitted.get('lr', LR):g}, "
@@ -51,8 +50,10 @@ def main_command(args: argparse.Namespace, ratings: pd.DataFrame, bar: tqdm) -> 
     )
     constant = sum(constant_mse(learns[BOTH[0].__name__, s]) for s in range(args.seeds)) / args.seeds
     text = report(curves, learned, str(same), about, title, constant)
-    files = folder.save(args.out, curves, learned, text)
-    print(f"\n{text}")
+    try:
+        files = folder.save(args.out, curves, learned, text)
+    finally:  # whatever becomes of the files
+        print(f"\n{text}")
     print(f"Wrote {', '.join(f.name for f in files)} in {args.out} ({time.perf_counter() - started:.0f} s)")
 
 
@@ -74,9 +75,9 @@ def chapter_command(args: argparse.Namespace, ratings: pd.DataFrame, bar: tqdm) 
     losses = reproduce(ratings, runs, args.splits, args.epochs, path, bar.update, **fitted, **made)
     bar.close()
     names = {number: RUNS[number].name for number in runs}
-    files, book = folder.draw(args.out), ratings.attrs["name"] == BOOK_DATA and not made
-    source = ratings.attrs["source"]
+    source, book = ratings.attrs["source"], set(losses["data"]) == {DATA}
     print("\n" + chapter_report(against_the_book(losses), names, args.splits, source, book))
+    files = folder.draw(args.out, [path])
     print(f"Wrote chapter.csv, {', '.join(f.name for f in files)} in {args.out}")
 
 
@@ -88,7 +89,7 @@ def effects_command(args: argparse.Namespace, ratings: pd.DataFrame, bar: tqdm) 
     bar.set_description("training")
     bar.reset(total=EPOCHS * (2 * len(RUNS) * args.splits + EFFECT_SEEDS * len(CHANGES)))
     settings = {"splits": args.splits, "path": args.out / "chapter.csv", "progress": bar.update}
-    trained = wide(pd.concat([reproduce(ratings, replacement=way, **settings) for way in (False, True)]))
+    trained = wide(pd.concat([reproduce(ratings, replacement=way, **settings) for way in (True, False)]))
     known = trained.index.get_level_values("split") < -(-2 * args.splits // 3)
     spread = spread_of(trained[known])
     changed = measure(ratings, CHANGES, range(EFFECT_SEEDS), bar.update)

@@ -17,24 +17,20 @@ from matplotlib.axes import Axes
 from tqdm import tqdm
 
 from .. import plots
-from ..chapter import RUNS, published
+from ..chapter import DATA, RUNS, published
 from ..evidence import figures
 from ..interpret import factor_pca, movie_bias
-from ..looks import root
+from ..looks import one_line, root
 from ..processes import in_processes, usable_cores
 from ..recommending.learned import Learned
 from ..sources.files import FileError, read_losses, write_table, write_whole
-from .report import BOOK_DATA
 
 CURVES = ["data", "model", "seed", "epoch", "train_loss", "valid_loss", "seconds"]
 CHAPTER = ["data", "run", "model", "split", "epoch", "train_loss", "valid_loss"]
 SCALE = ["size", "ratings", "users", "titles", "bs", "epochs"]
 SCALE += ["seconds", "ratings_per_s", "memory", "valid_loss"]
+Drawings = dict[str, Callable[[], Axes]]  # by the name of the PNG
 BOXES = "some letters are drawn as boxes; a font like Noto Sans CJK, once installed, has them"
-
-
-class ResultsError(FileError):
-    """A results folder without what is needed, or with something else in it."""
 
 
 def save(out: Path, curves: pd.DataFrame, learned: dict[str, Learned], report: str) -> list[Path]:
@@ -48,57 +44,81 @@ def save(out: Path, curves: pd.DataFrame, learned: dict[str, Learned], report: s
         files.append(out / f"learned-{name}.npz")
         tables.save(files[-1])
     write_whole(files[1], report.encode())
-    return files + draw(out)
+    return files + draw(out, files)
 
 
-def draw(out: Path) -> list[Path]:
+def draw(out: Path, written: Sequence[Path] | None = None) -> list[Path]:
     """Draw every figure that the files in `out` allow, without training anything.
 
     From curves.csv: curves.png, difference.png; from each learned-MODEL.npz: bias-MODEL.png and
-    factors-MODEL.png; from chapter.csv: chapter.png; from bench-scale.csv: bench-scale.png. Raises
-    `ResultsError` when there is nothing to draw or a file is not what it should be, OSError.
+    factors-MODEL.png; from chapter.csv: chapter.png; from bench-scale.csv: bench-scale.png. Raises OSError,
+    and `FileError` when there is nothing to draw or a file is not what it should be. For a run that has
+    just `written` some of the files, another bad one is a line on stderr.
     """
     drawings = {}
-    if (out / "curves.csv").exists():
-        curves = read_losses(out / "curves.csv", CURVES)
-        book = published(4, 5) if set(curves["data"]) == {BOOK_DATA} else None
-        drawings["curves"] = partial(plots.plot_curves, curves, book)
-        if curves["model"].nunique() == 2:
-            drawings["difference"] = partial(plots.plot_difference, curves)
-    for file in sorted(out.glob("learned-*.npz")):
-        learned, name = Learned.load(file), file.stem.removeprefix("learned-")
-        source = {"source": learned.note.get("source", "")}
-        map_of = lambda one=learned, kw=source: plots.plot_factors(factor_pca(one), **kw)  # noqa: E731
-        drawings = {f"factors-{name}": map_of} | drawings  # what takes longest starts first
-        drawings[f"bias-{name}"] = lambda one=learned, kw=source: plots.plot_bias(movie_bias(one), **kw)
-    if (out / "chapter.csv").exists():
-        losses = read_losses(out / "chapter.csv", CHAPTER)
-        if unknown := set(losses["run"]) - set(RUNS):
-            raise ResultsError(f"{out}/chapter.csv: the chapter has no run {min(unknown)}; delete the file")
-        of = BOOK_DATA if BOOK_DATA in set(losses["data"]) else losses["data"].iloc[-1]
-        losses = losses[losses["data"] == of]
-        book = published(*dict.fromkeys(losses["run"]))
-        if of != BOOK_DATA:  # nothing to compare with
-            book[["train_loss", "valid_loss"]] = np.nan
-        drawings["chapter"] = partial(figures.plot_chapter, losses, book)
-    if (out / "bench-scale.csv").exists():
-        cost = read_losses(out / "bench-scale.csv", SCALE)
-        cost = cost[~cost["size"].astype(str).str.contains("columns")]
-        cost["per_rating"] = 1e6 / cost["ratings_per_s"]
-        shown = {"seconds": "seconds an epoch", "memory": "GB of memory", "per_rating": "µs a rating"}
-        cost = cost.rename(columns=shown).melt("ratings", shown.values(), "measure", "cost")
-        labels = {"xlabel": "planted ratings", "ylabel": "as each line says"}
-        labels["source"] = "planted ratings, DotProductBias, batches by big_batch"
-        drawings["bench-scale"] = partial(figures.plot_cost, cost, "ratings", "cost", "measure", **labels)
-    if not drawings:
-        raise ResultsError(f"{out} holds no curves.csv, learned-*.npz, chapter.csv or bench-scale.csv")
-    jobs = [partial(_draw_one, plot, out / f"{name}.png") for name, plot in drawings.items()]
-    left_out, notes = zip(*in_processes(jobs, usable_cores()), strict=True)
+    for pattern, drawings_of in KEPT.items():
+        for file in sorted(out.glob(pattern)):
+            try:
+                drawings |= drawings_of(file)
+            except (FileError, OSError) as error:
+                if written is None or file in written:
+                    raise
+                print(f"not drawn: {error}", file=sys.stderr)
+    if not drawings and written is None:
+        *names, last = KEPT
+        raise FileError(f"{out} holds no {', '.join(names)} or {last} with anything to draw")
+    names = sorted(drawings, key=lambda name: not name.startswith("factors"))  # what takes longest first
+    jobs = [partial(_draw_one, drawings[name], out / f"{name}.png") for name in names]
+    left_out, notes = zip(*in_processes(jobs, usable_cores()), strict=True) if jobs else ((), ())
     for line in filter(None, left_out):
         print(line, file=sys.stderr)
     for note in dict.fromkeys(chain(*notes)):
         warnings.warn(note, stacklevel=2)
-    return [out / f"{name}.png" for name, reason in zip(drawings, left_out, strict=True) if not reason]
+    return [out / f"{name}.png" for name, reason in zip(names, left_out, strict=True) if not reason]
+
+
+def _curves(file: Path) -> Drawings:
+    curves = read_losses(file, CURVES)
+    book = published(4, 5) if set(curves["data"]) == {DATA} else None
+    drawings = {"curves": partial(plots.plot_curves, curves, book)}
+    if curves["model"].nunique() == 2:
+        drawings["difference"] = partial(plots.plot_difference, curves)
+    return drawings
+
+
+def _learned(file: Path) -> Drawings:
+    learned, name = Learned.load(file), file.stem.removeprefix("learned-")
+    source = learned.note.get("source", "")
+    return {
+        f"factors-{name}": lambda: plots.plot_factors(factor_pca(learned), source=source),
+        f"bias-{name}": lambda: plots.plot_bias(movie_bias(learned), source=source),
+    }
+
+
+def _chapter(file: Path) -> Drawings:
+    losses = read_losses(file, CHAPTER)
+    if unknown := set(losses["run"]) - set(RUNS):
+        raise FileError(f"{file}: the chapter has no run {min(unknown)}; delete the file")
+    losses = losses[losses["data"] == losses["data"].iloc[-1]]  # those trained last
+    book = published(*dict.fromkeys(losses["run"]))
+    if set(losses["data"]) != {DATA}:  # nothing to compare with
+        book[["train_loss", "valid_loss"]] = np.nan
+    return {"chapter": partial(figures.plot_chapter, losses, book)}
+
+
+def _cost(file: Path) -> Drawings:
+    cost = read_losses(file, SCALE)
+    cost = cost[~cost["size"].astype(str).str.contains("columns")]
+    cost["per_rating"] = 1e6 / cost["ratings_per_s"]
+    shown = {"seconds": "seconds an epoch", "memory": "GB of memory", "per_rating": "µs a rating"}
+    cost = cost.rename(columns=shown).melt("ratings", shown.values(), "measure", "cost")
+    labels = {"xlabel": "planted ratings", "ylabel": "as each line says"}
+    labels["source"] = "planted ratings, DotProductBias, batches by big_batch"
+    plot = partial(figures.plot_cost, cost, "ratings", "cost", "measure", **labels)
+    return {"bench-scale": plot} if len(cost) else {}
+
+
+KEPT = {"curves.csv": _curves, "learned-*.npz": _learned, "chapter.csv": _chapter, "bench-scale.csv": _cost}
 
 
 def _draw_one(plot: Callable[[], Axes], file: Path, report: object = None) -> tuple[str, list[str]]:
@@ -108,7 +128,7 @@ def _draw_one(plot: Callable[[], Axes], file: Path, report: object = None) -> tu
         try:
             axes = plot()
         except ValueError as error:  # too few titles or factors, or a model without biases
-            return f"{file.name} is left out: {error}", []
+            return f"{file.name} is left out: {one_line(error, 300)}", []
         save_figure(axes, file)
         plt.close(np.ravel(axes)[0].figure)
     return "", [re.sub("^Glyph.*", BOXES, str(one.message)) for one in said]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
+from ..interpret import MIN_RATINGS
 from ..recommending.learned import Learned
 from ..recommending.unseen import recommend
 from ..sources import SUFFIXES, BadRatings, load_own
@@ -22,8 +23,15 @@ def recommend_command(args: argparse.Namespace, ratings: None, bar: tqdm) -> Non
     if not files:
         remedy = "make them with `python -m collab_repro`, or give the --out of an earlier run"
         raise FileError(f"{args.out} holds no learned-*.npz: {remedy}")
-    learns, rated = [Learned.load(file) for file in files], stars(args.rate)
+    learns = [Learned.load(file) for file in files]
+    named = {str(title): title for title in learns[0].titles}  # ids are text on the command line
+    rated = {named.get(str(title), title): number for title, number in stars(args.rate).items()}
     best = recommend(learns, rated, args.n)
+    if best.empty:
+        print(f"No title that you haven't rated has {MIN_RATINGS} training ratings, so all of them count.")
+        best = recommend(learns, rated, args.n, min_ratings=1)
+    if best.empty:
+        raise BadRatings("no title is left that is not among your ratings; give fewer with --rate")
     about = f"{learns[0].movies.source}; {len(rated)} rating{'s' * (len(rated) != 1)} of yours"
     print(f"From {', '.join(file.name for file in files)} ({about})\n")
     best["prediction"] = best["prediction"].map("{:.2f}".format)

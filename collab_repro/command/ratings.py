@@ -6,7 +6,7 @@ import re
 import pandas as pd
 
 from ..data import load_ratings
-from ..sources import RatingsUnavailable, check_ratings
+from ..sources import BadRatings, RatingsUnavailable, check_ratings
 
 MANY = 500_000  # ratings from which on large batches are worth a hint
 OPTIONS = {  # what a message tells a reader of Python, and what it tells one of the command line
@@ -43,8 +43,10 @@ def ratings_for(args: argparse.Namespace) -> pd.DataFrame:
         ratings = load_ratings("synthetic")
     print(f"Ratings: {ratings.attrs['source']}", flush=True)
     settings = {"y_range": args.y_range} if args.y_range else {}
-    settings |= {"bs": args.batch} if isinstance(args.batch, int) else {}
+    settings["bs"] = 1 if args.batch == "big" else args.batch or 64
     checked = check_ratings(ratings, args.user, args.item, args.rating, alike=args.alike, **settings)
+    if len(checked) < 5:
+        raise BadRatings(f"{len(checked)} ratings leave none to validate on; give five or more")
     if len(checked) > MANY and args.batch is None and args.command != "bench":
         print(f"{len(checked):,} ratings: with --batch big they train faster and better than by 64.")
     return checked

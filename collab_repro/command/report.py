@@ -6,13 +6,13 @@ from importlib.metadata import version
 
 import pandas as pd
 
-from ..chapter import published
+from ..chapter import DATA, published
 from ..curves import difference, summary
 from ..interpret import UnknownTitle, movie_bias, similar_movies, suggest
+from ..looks import one_line
 from ..recommending.learned import Learned
 
 LOSSES = "train_loss", "valid_loss"
-BOOK_DATA = "ml-100k"  # the only ratings that the book's numbers are set beside
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]], numbers: bool = True) -> str:
@@ -21,12 +21,6 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]], numbers: bool
     header, *rows = [[one_line(cell, 120).replace("|", r"\|") for cell in row] for row in (header, *rows)]
     frame = pd.DataFrame(rows, columns=header)
     return frame.to_markdown(index=False, disable_numparse=True, colalign=align)
-
-
-def one_line(text: object, width: int = 80) -> str:
-    """`text` on one line of no more than `width` letters."""
-    line = " ".join(str(text)[: 9 * width].split())
-    return line if len(line) <= width else line[: width - 1] + "…"
 
 
 def versions() -> str:
@@ -50,7 +44,7 @@ def report(
         "# fastbook chapter 8: both DotProductBias models",
         f"{about}\\\nVersions: {versions()}.",
         f"## Training and validation MSE, mean ± sd over {seeds} seed{'s' * (seeds > 1)}",
-        _training(curves, book=set(curves["data"]) == {BOOK_DATA}),
+        _training(curves, book=set(curves["data"]) == {DATA}),
         f"Always predicting the mean training rating gives a validation MSE of {constant:.4f}." + warning,
         "## The same derivative?",
         f"{same[0].upper()}{same[1:]}.",

@@ -13,12 +13,12 @@ from fastai.learner import Learner
 from fastai.tabular.model import get_emb_sz
 from torch import Tensor
 
-from ..chapter import RUNS, published
+from ..chapter import DATA, RUNS, published
 from ..models import Y_RANGE, CollabNN, DotProduct, DotProductBias, DotProductBiasParams
 from ..processes import usable_cores
 from ..sources import check_ratings
 from ..sources.files import read_losses, write_table
-from ..training import EPOCHS, LR, WD, curve, fit, learner
+from ..training import BS, EPOCHS, LR, WD, curve, fit, learner
 
 MODELS = {
     "DotProduct": DotProduct,
@@ -73,14 +73,13 @@ def reproduce(
 
     Columns: data, run, model, split, epoch (from 0), train_loss, valid_loss (MSE). The CSV at `path` grows
     as training goes on: splits it holds for ratings of the same content (`data_name`) and number of epochs
-    are not trained again, and rows of other data stay. `progress` is told how many model-epochs were done.
+    are not trained again, and those of other data stay, above. `progress` is told how many model-epochs were
+    done.
     `replacement` as in `run_learner`, `wd` for the runs with .1 (the others have a tenth), `settings` of
     `learner`: `data` says what of these is not the chapter's.
     Raises `FileError` when `path` holds anything else, `BadRatings`, `DivergedError`, OSError.
     """
-    given, chapters = {"lr": lr, "wd": wd, **settings}, {"lr": LR, "wd": WD}
-    changed = [f"{name}={value}" for name, value in given.items() if value != chapters.get(name)]
-    runs, data = list(runs), " ".join([data_name(ratings), *changed]) + REPLACED * replacement
+    runs, data = list(runs), data_name(ratings, lr=lr, wd=wd, **settings) + REPLACED * replacement
     done, others = _read(path, data, epochs)
     for number in runs:
         kept = set(done.loc[done["run"] == number, "split"])
@@ -96,16 +95,24 @@ def reproduce(
             done = pd.concat([done, *rows], ignore_index=True)
             if path is not None:
                 write_table(path, pd.concat([others, done.sort_values(KEY)]))
+    if path is not None and len(others):  # `plots` draws the data that stands last
+        write_table(path, pd.concat([others, done.sort_values(KEY)]))
     wanted = done[done["run"].isin(runs) & (done["split"] < splits)]
     return wanted.sort_values(KEY, ignore_index=True)
 
 
-def data_name(ratings: pd.DataFrame) -> str:
-    """What tells these ratings from others: their name, and unless they are MovieLens 100K, their content."""
-    checked = check_ratings(ratings, y_range=None)
+def data_name(ratings: pd.DataFrame, **settings) -> str:
+    """What tells these ratings and `settings` from others: name, content, and settings not the chapter's.
+
+    Ratings with the content of the book's are `DATA`, whatever they are called, and no others are.
+    """
+    checked = check_ratings(ratings, y_range=None, bs=1)
     content = pd.util.hash_pandas_object(checked, index=False).to_numpy().tobytes()
-    name, digest = ratings.attrs.get("name", ""), hashlib.sha256(content).hexdigest()[:8]
-    return name if (name, digest) == ("ml-100k", ML_100K) else f"{name} {digest}".strip()
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    name = DATA if digest == ML_100K else f"{ratings.attrs.get('name', '')} {digest}".strip()
+    chapters = {"lr": LR, "wd": WD, "bs": BS, "y_range": Y_RANGE}
+    changed = [f"{key}={value}" for key, value in settings.items() if value != chapters.get(key)]
+    return " ".join([name, *changed])
 
 
 def _read(path: str | Path | None, data: str, epochs: int) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -2,18 +2,22 @@
 
 import os
 import platform
+import re
 import time
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 import pandas as pd
 
 HOST = platform.node().replace(".", "-")  # this machine
 KEYS = ("data", "model", "run", "seed", "split", "size", "epoch")  # what tells two rows of losses apart
+TEXTS = ("data", "model", "size")  # the columns that hold no numbers
+OURS = r"(curves|difference|chapter|effects|spread|report|(bench|learned|bias|factors)-.+)\.(csv|md|npz|png)"
 STALE = 3600  # seconds after which an unfinished file counts as abandoned, whoever wrote it
 
 
@@ -24,7 +28,7 @@ class FileError(ValueError):
 def write_whole(path: str | Path, content: bytes) -> None:
     """Write `content` to `path` whole or not at all: if that fails, the old file stays as it was.
 
-    Calls `sweep` on the folder first. Raises OSError.
+    Calls `sweep` on the folder first. Raises OSError, which names `path`.
     """
     path = Path(path)
     sweep(path.parent)
@@ -32,8 +36,24 @@ def write_whole(path: str | Path, content: bytes) -> None:
     try:
         unfinished.write_bytes(content)
         unfinished.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `FileError` unless this package can write a megabyte in `folder`, and under each of its names."""
+    try:
+        (folder / ".lock").touch()  # where that fails the lock would wait for nobody
+        with TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(1 << 20))
+    except OSError as error:
+        told = f"nothing can be written in {folder} ({error.strerror}); give another --out"
+        raise FileError(told) from error
+    for file in folder.iterdir():
+        if re.fullmatch(OURS, file.name) and file.exists() and not file.is_file():
+            raise FileError(f"{file} is not a regular file; remove it or give another folder")
 
 
 def sweep(folder: Path) -> None:
@@ -81,12 +101,13 @@ def read_losses(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
         table = pd.read_csv(BytesIO(content), dtype=dict.fromkeys(losses, str))
         if list(table.columns) != list(columns) or table.empty or not content.endswith(b"\n"):
             raise ValueError(f"it is cut off, or its columns are not {list(columns)}")
-        table = table.astype(dict.fromkeys(losses, float))
+        table = table.astype({name: float for name in columns if name not in TEXTS})
     except ValueError as error:
         told = " ".join(str(error).split())
         raise FileError(f"{path} is not a table of losses: {told}; delete it") from error
-    numbers = table[[*losses, *counts]].apply(pd.to_numeric, errors="coerce")
+    numbers = table[[*losses, *counts]]
     wrong = ~np.isfinite(numbers).all(axis=1) | (numbers[counts] % 1 != 0).any(axis=1)
+    wrong |= (numbers[counts].abs() > 2**53).any(axis=1)
     wrong |= table.duplicated([name for name in columns if name in KEYS])
     if wrong.any():
         row = int(wrong.to_numpy().argmax())
