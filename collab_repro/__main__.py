@@ -110,8 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     It is 141 when nobody reads the output any more.
     """
-    for name in ("stdout", "stderr"):  # None where a shell has closed them
-        setattr(sys, name, getattr(sys, name) or Path(os.devnull).open("w"))
+    sys.stdout, sys.stderr = (one or open(os.devnull, "w") for one in (sys.stdout, sys.stderr))  # noqa: SIM115
     args, code = parser().parse_args(argv), 2
     from filelock import Timeout
 

@@ -29,7 +29,7 @@ CURVES = ["data", "model", "seed", "epoch", "train_loss", "valid_loss", "seconds
 CHAPTER = ["data", "run", "model", "split", "epoch", "train_loss", "valid_loss"]
 SCALE = ["size", "ratings", "users", "titles", "bs", "epochs"]
 SCALE += ["seconds", "ratings_per_s", "memory", "valid_loss"]
-Drawings = dict[str, Callable[[], Axes]]  # by the name of the PNG
+KEPT = "curves.csv", "learned-*.npz", "chapter.csv", "bench-scale.csv"  # what is drawn from
 BOXES = "some letters are drawn as boxes; a font like Noto Sans CJK, once installed, has them"
 
 
@@ -52,21 +52,19 @@ def draw(out: Path, written: Sequence[Path] | None = None) -> list[Path]:
 
     From curves.csv: curves.png, difference.png; from each learned-MODEL.npz: bias-MODEL.png and
     factors-MODEL.png; from chapter.csv: chapter.png; from bench-scale.csv: bench-scale.png. Raises OSError,
-    and `FileError` when there is nothing to draw or a file is not what it should be. For a run that has
-    just `written` some of the files, another bad one is a line on stderr.
+    and `FileError` when there is nothing to draw or a file is not what it should be. After a run that has
+    `written` some of the files, another bad one is only named on stderr.
     """
     drawings = {}
-    for pattern, drawings_of in KEPT.items():
-        for file in sorted(out.glob(pattern)):
-            try:
-                drawings |= drawings_of(file)
-            except (FileError, OSError) as error:
-                if written is None or file in written:
-                    raise
-                print(f"not drawn: {error}", file=sys.stderr)
+    for file in (file for pattern in KEPT for file in sorted(out.glob(pattern))):
+        try:
+            drawings |= _drawings(file)
+        except (FileError, OSError) as error:
+            if written is None or file in written:
+                raise
+            print(f"not drawn: {error}", file=sys.stderr)
     if not drawings and written is None:
-        *names, last = KEPT
-        raise FileError(f"{out} holds no {', '.join(names)} or {last} with anything to draw")
+        raise FileError(f"{out} holds no {', '.join(KEPT[:-1])} or {KEPT[-1]} with anything to draw")
     names = sorted(drawings, key=lambda name: not name.startswith("factors"))  # what takes longest first
     jobs = [partial(_draw_one, drawings[name], out / f"{name}.png") for name in names]
     left_out, notes = zip(*in_processes(jobs, usable_cores()), strict=True) if jobs else ((), ())
@@ -77,36 +75,31 @@ def draw(out: Path, written: Sequence[Path] | None = None) -> list[Path]:
     return [out / f"{name}.png" for name, reason in zip(names, left_out, strict=True) if not reason]
 
 
-def _curves(file: Path) -> Drawings:
-    curves = read_losses(file, CURVES)
-    book = published(4, 5) if set(curves["data"]) == {DATA} else None
-    drawings = {"curves": partial(plots.plot_curves, curves, book)}
-    if curves["model"].nunique() == 2:
-        drawings["difference"] = partial(plots.plot_difference, curves)
-    return drawings
-
-
-def _learned(file: Path) -> Drawings:
-    learned, name = Learned.load(file), file.stem.removeprefix("learned-")
-    source = learned.note.get("source", "")
-    return {
-        f"factors-{name}": lambda: plots.plot_factors(factor_pca(learned), source=source),
-        f"bias-{name}": lambda: plots.plot_bias(movie_bias(learned), source=source),
-    }
-
-
-def _chapter(file: Path) -> Drawings:
-    losses = read_losses(file, CHAPTER)
-    if unknown := set(losses["run"]) - set(RUNS):
-        raise FileError(f"{file}: the chapter has no run {min(unknown)}; delete the file")
-    losses = losses[losses["data"] == losses["data"].iloc[-1]]  # those trained last
-    book = published(*dict.fromkeys(losses["run"]))
-    if set(losses["data"]) != {DATA}:  # nothing to compare with
-        book[["train_loss", "valid_loss"]] = np.nan
-    return {"chapter": partial(figures.plot_chapter, losses, book)}
-
-
-def _cost(file: Path) -> Drawings:
+def _drawings(file: Path) -> dict[str, Callable[[], Axes]]:
+    """What draws each figure that can be drawn from `file`, by the figure's name."""
+    if file.name == "curves.csv":
+        curves = read_losses(file, CURVES)
+        book = published(4, 5) if set(curves["data"]) == {DATA} else None
+        drawings = {"curves": partial(plots.plot_curves, curves, book)}
+        if curves["model"].nunique() == 2:
+            drawings["difference"] = partial(plots.plot_difference, curves)
+        return drawings
+    if file.suffix == ".npz":
+        learned, name = Learned.load(file), file.stem.removeprefix("learned-")
+        source = learned.note.get("source", "")
+        return {
+            f"factors-{name}": lambda: plots.plot_factors(factor_pca(learned), source=source),
+            f"bias-{name}": lambda: plots.plot_bias(movie_bias(learned), source=source),
+        }
+    if file.name == "chapter.csv":
+        losses = read_losses(file, CHAPTER)
+        if unknown := set(losses["run"]) - set(RUNS):
+            raise FileError(f"{file}: the chapter has no run {min(unknown)}; delete the file")
+        losses = losses[losses["data"] == losses["data"].iloc[-1]]  # those trained last
+        book = published(*dict.fromkeys(losses["run"]))
+        if set(losses["data"]) != {DATA}:  # nothing to compare with
+            book[["train_loss", "valid_loss"]] = np.nan
+        return {"chapter": partial(figures.plot_chapter, losses, book)}
     cost = read_losses(file, SCALE)
     cost = cost[~cost["size"].astype(str).str.contains("columns")]
     cost["per_rating"] = 1e6 / cost["ratings_per_s"]
@@ -116,9 +109,6 @@ def _cost(file: Path) -> Drawings:
     labels["source"] = "planted ratings, DotProductBias, batches by big_batch"
     plot = partial(figures.plot_cost, cost, "ratings", "cost", "measure", **labels)
     return {"bench-scale": plot} if len(cost) else {}
-
-
-KEPT = {"curves.csv": _curves, "learned-*.npz": _learned, "chapter.csv": _chapter, "bench-scale.csv": _cost}
 
 
 def _draw_one(plot: Callable[[], Axes], file: Path, report: object = None) -> tuple[str, list[str]]:
