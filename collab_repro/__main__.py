@@ -106,10 +106,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code: 0, 2 after one clear line on stderr, 130 when interrupted.
-
-    It is 141 when nobody reads the output any more.
-    """
+    """Run the command line; the exit code: 0, 2 after one clear line on stderr, 130 when interrupted, 141
+    when nobody reads the output any more."""
     sys.stdout, sys.stderr = (one or open(os.devnull, "w") for one in (sys.stdout, sys.stderr))  # noqa: SIM115
     args, code = parser().parse_args(argv), 2
     from filelock import Timeout
@@ -121,16 +119,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except Timeout:
         told = f"another run is writing in {args.out}: wait for it, or give another --out"
+    except BrokenPipeError:  # the reader of a pipe has ended, as `head` does
+        with suppress(AttributeError, OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        told, code = f"nobody reads the output any more; what is finished is in {args.out}", 141
     except OSError as error:
-        told = f"{error.filename or args.out}: {error.strerror or error}"
-        try:
-            sys.stdout.flush()
-        except OSError:  # nor could Python do it when it ends
-            told = f"the output: {error.strerror}"
-            with suppress(AttributeError, OSError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):  # the reader of a pipe has ended, as `head` does
-            told, code = f"nobody reads the output any more; what is finished is in {args.out}", 141
+        told = f"{error.filename or 'the output'}: {error.strerror or error}"
     except KeyboardInterrupt:
         told, code = "interrupted; what was finished before still stands", 130
     except Exception as error:

@@ -73,8 +73,7 @@ def reproduce(
 
     Columns: data, run, model, split, epoch (from 0), train_loss, valid_loss (MSE). The CSV at `path` grows
     as training goes on: splits it holds for ratings of the same content (`data_name`) and number of epochs
-    are not trained again, and those of other data stay, above. `progress` is told how many model-epochs were
-    done.
+    are not trained again, and other data's stay, above. `progress` is told how many model-epochs were done.
     `replacement` as in `run_learner`, `wd` for the runs with .1 (the others have a tenth), `settings` of
     `learner`: `data` says what of these is not the chapter's.
     Raises `FileError` when `path` holds anything else, `BadRatings`, `DivergedError`, OSError.
@@ -102,9 +101,9 @@ def reproduce(
 
 
 def data_name(ratings: pd.DataFrame, **settings) -> str:
-    """What tells these ratings and `settings` from others: name, content, and settings not the chapter's.
+    """What tells these ratings from others: name and content; and which `settings` aren't the chapter's.
 
-    Ratings with the content of the book's are `DATA`, whatever they are called, and no others are.
+    `DATA` alone says that they are the book's: by their content, whatever they are called.
     """
     checked = check_ratings(ratings, y_range=None, bs=1)
     content = pd.util.hash_pandas_object(checked, index=False).to_numpy().tobytes()
