@@ -10,6 +10,7 @@ import signal
 import warnings
 import zipfile
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -251,6 +252,11 @@ for table, frame in GOOD.items():
         f"{table}: zeros": (table, b"\0" * 5000),
         f"{table}: a megabyte": (table, "x" * 10**6),
     }
+    broken = {"run", "seed", "split", "epoch"} & {*frame} or {*SCALE} - {"size", "valid_loss"}
+    for column, cell in product(sorted(broken), ["9" * 20, "1e300", "x"][2 * ("size" in frame) :]):
+        odd = frame.astype(object)
+        odd.loc[1, column] = cell
+        TABLES[f"{table}: {column} {cell}"] = table, odd.to_csv(index=False)
     if "epoch" in frame:
         TABLES[f"{table}: a row twice"] = table, text + text.splitlines()[-1] + "\n"
         TABLES[f"{table}: half an epoch"] = table, frame.assign(epoch=0.5).to_csv(index=False)
@@ -339,6 +345,26 @@ def test_a_folder_or_a_pipe_in_its_place(name, tmp_path, capsys):
         assert main(["plots", "--out", str(tmp_path)]) == 2
         assert "is not a regular file" in capsys.readouterr().err
         (tmp_path / name).unlink() if make is os.mkfifo else (tmp_path / name).rmdir()
+
+
+def test_names_of_a_megabyte_are_drawn_cut(tmp_path, capsys):
+    long = "x" * 10**6
+    curves = GOOD["curves.csv"].assign(data=long, model=lambda one: one["model"] + long)
+    curves.to_csv(tmp_path / "curves.csv", index=False)
+    GOOD["chapter.csv"].assign(data=long).to_csv(tmp_path / "chapter.csv", index=False)
+    content = changed(note={"source": long, "model": long})
+    (tmp_path / "learned-DotProductBias.npz").write_bytes(content)
+    assert main(["plots", "--out", str(tmp_path)]) == 0 and len(list(tmp_path.glob("*.png"))) == 5
+    assert capsys.readouterr().err == ""
+
+
+def test_sizes_with_all_columns_alone_are_not_drawn(tmp_path, capsys):
+    cost = GOOD["bench-scale.csv"].astype({"size": str})
+    cost.assign(size=cost["size"] + " + columns").to_csv(tmp_path / "bench-scale.csv", index=False)
+    assert main(["plots", "--out", str(tmp_path)]) == 2
+    assert "bench-scale.csv with anything to draw" in capsys.readouterr().err
+    GOOD["curves.csv"].to_csv(tmp_path / "curves.csv", index=False)
+    assert main(["plots", "--out", str(tmp_path)]) == 0
 
 
 def test_the_unbroken_ones_are_read(tmp_path):

@@ -1,20 +1,25 @@
 """`python -m collab_repro`: what a person sees, and what is left behind when something goes wrong."""
 
 import gc
+import io
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 from filelock import FileLock
+from test_interpret import made
 from test_kills import forked
 
 from collab_repro import Learned, recommend
 from collab_repro.__main__ import main, parser
+from collab_repro.bench.accuracy import ENSEMBLE
 from collab_repro.command.folder import CURVES
 
 MODELS = "DotProductBias", "DotProductBiasParams"
@@ -113,6 +118,51 @@ def test_a_rating_that_cannot_be_used_is_one_clear_line(rate, said, finished, tm
     assert said.replace("for 'TITLE'", f"for {title!r}") in error
 
 
+@pytest.fixture
+def numbered(tmp_path):
+    """A folder with a model of eight titles called 1 to 8, each with 60 training ratings or fewer."""
+    learned = made(np.random.default_rng(0).normal(size=(8, 4)), [60, 60, 60, 9, 9, 9, 9, 0])
+    replace(learned, titles=["#na#", *range(1, 9)]).save(tmp_path / "learned-A.npz")
+    return tmp_path
+
+
+def listed(said):
+    return [int(title) for title in re.findall(r"(?m)^\| (\d+) ", said)]
+
+
+def test_titles_that_are_numbers_are_rated_by_their_numbers(numbered, tmp_path, capsys):
+    command = ["recommend", "--out", str(numbered), "--rate"]
+    (mine := tmp_path / "mine.csv").write_text("movie,stars\n1,2\n3,5\n")
+    assert main([*command, str(mine), "--rate", "1=4"]) == 0
+    said = capsys.readouterr().out
+    assert listed(said) == [2] and "2 ratings of yours" in said, "1 counts once"
+    assert main([*command, "33=4"]) == 2 and "no title '33'; did you mean 3?" in capsys.readouterr().err
+
+
+def test_where_no_title_is_rated_enough_the_others_are_listed_or_a_line_says_that_none_is_left(
+    numbered, capsys
+):
+    command = ["recommend", "--out", str(numbered)]
+    often = [f"--rate={title}=4" for title in (1, 2, 3)]
+    assert main([*command, *often]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("No title that you haven't rated has 50 training ratings")
+    assert sorted(listed(said)) == [4, 5, 6, 7], "8 has none: nothing was learned"
+    assert main([*command, *often, *(f"--rate={title}=4" for title in (4, 5, 6, 7))]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("collab_repro: every title") and said.err.count("\n") == 1
+
+
+def test_recommend_writes_nothing_and_waits_for_nobody(numbered, capsys):
+    def rated():
+        return main(["recommend", "--rate", "1=4", "--out", str(numbered)])
+
+    before = files(numbered)
+    assert rated() == 0 and files(numbered) == before
+    with FileLock(numbered / ".lock"):
+        assert rated() == 0
+
+
 def test_the_same_command_gives_the_same_results_in_another_process(finished, own_csv, tmp_path):
     assert main(["--data", own_csv, "--seeds", "2", "--epochs", "2", "--out", str(tmp_path)]) == 0
     ours, theirs = files(tmp_path), files(finished[0])
@@ -137,6 +187,8 @@ MISTAKES = {
     "no epochs": (["--epochs", "-1"], "'-1' is not a whole number from 1 on"),
     "no such run": (["chapter", "--runs", "4,9"], "'4,9' is not a list"),
     "no such part": (["bench", "--parts", "loops,all"], "'loops,all' is not a list"),
+    "empty data": (["--data", ""], "argument --data: '' is no name"),
+    "empty out": (["plots", "--out", ""], "argument --out: '' is no name"),
     "no such title": (["--data", "OWN", "--title", "Film 12 (1900)"], "did you mean"),
     "nothing to plot": (["plots"], "holds no curves.csv"),
     "no such folder": (["plots", "--out", "gone"], "there is no folder gone"),
@@ -183,6 +235,124 @@ def test_an_out_that_is_a_file_or_in_use_is_refused(tmp_path, capsys):
     with FileLock(tmp_path / ".lock"):
         assert main(["plots", "--out", str(tmp_path)]) == 2
     assert "another run is writing" in capsys.readouterr().err
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    monkeypatch.setattr("collab_repro.command.chapter8.fit", lambda *_, **__: pytest.fail("it is trained"))
+
+
+@pytest.mark.parametrize("name", ["report.md", "bias-A.png", "learned-A.npz", "bench-main.csv"])
+def test_a_folder_under_a_name_of_ours_is_refused_before_training(
+    name, own_csv, tmp_path, capsys, no_training
+):
+    (tmp_path / "mine.csv").mkdir()  # of no concern
+    (tmp_path / name).mkdir()
+    assert main(["--data", own_csv, "--out", str(tmp_path)]) == 2
+    assert f"{name} is not a regular file; remove it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("step", ["made", "written"])
+def test_a_folder_that_cannot_be_written_is_refused_before_training(
+    step, own_csv, tmp_path, monkeypatch, capsys, no_training
+):
+    class Full(io.BytesIO):
+        def write(self, content):
+            raise OSError(28, "No space left on device")
+
+    def temporary(dir):
+        if step == "written":
+            return Full()
+        raise PermissionError(13, "Permission denied", str(dir))
+
+    (tmp_path / ".lock").touch()  # it may be there from an earlier run
+    monkeypatch.setattr("collab_repro.sources.files.TemporaryFile", temporary)
+    assert main(["--data", own_csv, "--out", str(tmp_path)]) == 2
+    reason = {"made": "Permission denied", "written": "No space left on device"}[step]
+    said = capsys.readouterr().err
+    assert said == f"collab_repro: nothing can be written in {tmp_path} ({reason}); give another --out\n"
+    assert [file.name for file in tmp_path.iterdir()] == [".lock"]
+
+
+SMALL = ["--seeds", "1", "--epochs", "1"]
+
+
+def test_a_disk_that_fills_up_costs_the_files_and_not_the_report(own_csv, tmp_path, monkeypatch, capsys):
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    assert main(["--data", own_csv, *SMALL, "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert said.err == f"collab_repro: {tmp_path}/curves.csv: No space left on device\n"
+    assert "4 of 4 final tables are equal" in said.out and "Wrote" not in said.out
+    seconds = pd.DataFrame({"process": ["an import"], "seconds": [0.375]})
+    monkeypatch.setattr("collab_repro.bench.ways.startup", lambda repeats: seconds)
+    assert main(["bench", "--data", own_csv, "--parts", "startup", "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f"collab_repro: {tmp_path}/bench-startup.csv: No space") and "0.38" in said.out
+
+
+def test_after_training_a_bad_file_of_somebody_elses_costs_its_figure_alone(own_csv, tmp_path, capsys):
+    for name in ("chapter.csv", "learned-x.npz", "bench-scale.csv"):
+        (tmp_path / name).write_text("mine\n")
+    assert main(["--data", own_csv, *SMALL, "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert "report.md" in said.out and set(files(tmp_path)) >= {f"{name}.png" for name in FIGURES}
+    bad = re.findall(r"(?m)^not drawn: \S+/(\S+) is", said.err.replace(" isn't", " is"))
+    assert sorted(bad) == ["bench-scale.csv", "chapter.csv", "learned-x.npz"] and said.err.count("\n") == 3
+    assert (tmp_path / "chapter.csv").read_text() == "mine\n"
+
+
+def test_a_closed_or_full_output(finished, tmp_path):
+    command = f"'{sys.executable}' -m collab_repro plots --out '{tmp_path}'"
+    (tmp_path / "curves.csv").write_bytes((finished[0] / "curves.csv").read_bytes())
+    assert subprocess.run(f"{command} >&- 2>&-", shell=True).returncode == 0
+    assert {"curves.png", "difference.png"} <= set(files(tmp_path))
+    if os.path.exists("/dev/full"):
+        run = subprocess.run(f"{command} > /dev/full", shell=True, stderr=subprocess.PIPE, text=True)
+        assert (run.returncode, run.stderr) == (2, "collab_repro: the output: No space left on device\n")
+
+
+def test_a_file_called_as_the_books_ratings_are_is_not_taken_for_them(own_csv, tmp_path, capsys):
+    (mine := tmp_path / "ml-100k").write_bytes(open(own_csv, "rb").read())
+    command = ["--data", str(mine), "--epochs", "1", "--out", str(tmp_path / "out")]
+    assert main([*command, "--seeds", "1"]) == 0
+    assert main(["chapter", *command, "--runs", "4", "--splits", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "## Run 4" in said and "book" not in said.replace("# fastbook", "") and " z " not in said
+    for name in ("curves.csv", "chapter.csv"):
+        assert pd.read_csv(tmp_path / "out" / name)["data"].str.fullmatch("ml-100k [0-9a-f]{8}").all()
+
+
+def rows(planted, file, n):
+    planted.head(n).to_csv(file, index=False)
+    return ["--data", str(file)]
+
+
+def test_too_few_ratings_to_validate_on_are_refused_before_training(planted, tmp_path, capsys, no_training):
+    for n in (2, 4):
+        command = [*rows(planted, tmp_path / "few.csv", n), *SMALL, "--batch", "1", "--out", str(tmp_path)]
+        assert main(command) == 2
+        said = capsys.readouterr().err
+        assert said == f"collab_repro: {n} ratings leave none to validate on; give five or more\n"
+
+
+@pytest.mark.filterwarnings("ignore:.*have a user or item without a training row")
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # stock fastai's loader
+@pytest.mark.parametrize("batch", ["16", "big"])
+def test_a_smaller_batch_helps_where_a_message_says_so(batch, planted, tmp_path, monkeypatch, capsys):
+    own = [*rows(planted, tmp_path / "few.csv", 50), "--out", str(tmp_path)]
+    monkeypatch.setattr("collab_repro.bench.accuracy.PEERS", {})
+    monkeypatch.setitem(ENSEMBLE, "models", 2)
+    for command in (
+        ["chapter", "--runs", "4", "--splits", "2", "--epochs", "1"],
+        ["bench", "--parts", "loops,accuracy", "--repeats", "1"],
+    ):
+        assert main([*command, *own]) == 2
+        assert "or a smaller --batch" in capsys.readouterr().err
+        assert main([*command, *own, "--batch", batch]) == 0
+    assert f"one model, batch {'40' if batch == 'big' else batch}" in capsys.readouterr().out
 
 
 def test_the_main_command_alone_falls_back_on_synthetic_ratings(tmp_path, monkeypatch, capsys, planted):

@@ -7,6 +7,7 @@ import torch
 from fastai.collab import CollabDataLoaders, EmbeddingDotBias, EmbeddingNN
 
 from collab_repro.chapter import BIAS_LISTS, RUNS, published
+from collab_repro.command import folder
 from collab_repro.command.report import chapter_report
 from collab_repro.evidence import eight_runs
 from collab_repro.evidence.eight_runs import (
@@ -18,6 +19,7 @@ from collab_repro.evidence.eight_runs import (
     with_replacement,
 )
 from collab_repro.models import CollabNN, DotProduct, DotProductBias, DotProductBiasParams
+from collab_repro.sources import check_ratings
 from collab_repro.training import fit
 
 FINAL = [  # the last epoch of each published table
@@ -278,9 +280,29 @@ def test_a_name_is_taken_for_movielens_by_its_content_alone(planted, ml100k):
     assert data_name(ml100k) == "ml-100k"
     wrong = ml100k.iloc[1:]
     assert wrong.attrs["name"] == "ml-100k" and data_name(wrong).startswith("ml-100k ")
+    mine = ml100k[["user", "movie", "title", "rating"]].rename(columns={"title": "film"})
+    mine.attrs = {"name": "mine.csv"}
+    assert data_name(check_ratings(mine, item_name="film"), bs=64, lr=5e-3, y_range=(0.0, 5.5)) == "ml-100k"
+    assert data_name(mine.assign(film=mine["movie"])) != "ml-100k" != data_name(ml100k, bs=128)
     again = planted.copy()
     again.attrs = {**planted.attrs, "name": "other"}
     assert data_name(again).split()[1] == data_name(planted).split()[1]
+
+
+def test_what_was_trained_last_stands_last_and_is_drawn(planted, few, tmp_path, trained, monkeypatch):
+    drawn, path = [], tmp_path / "chapter.csv"
+    monkeypatch.setattr(folder, "usable_cores", lambda: 1)  # a process of its own would keep the list
+    monkeypatch.setattr(folder.figures, "plot_chapter", lambda losses, book: drawn.append((losses, book)))
+    monkeypatch.setattr(folder, "_draw_one", lambda plot, file: plot() or ("", []))
+    pd.concat([last_epoch(4, [0.8, 0.9])]).to_csv(path, index=False)  # of the book's ratings
+    folder.draw(tmp_path)
+    for ratings in (planted, few, planted):
+        reproduce(ratings, [4], 1, 1, path)
+        folder.draw(tmp_path)
+    assert trained == [(4, 0)] * 2 and len(pd.read_csv(path)) == 4, "kept rows move below"
+    names = ["ml-100k", *map(data_name, (planted, few, planted))]
+    assert [losses["data"].unique().tolist() for losses, _ in drawn] == [[name] for name in names]
+    assert [book["valid_loss"].notna().all() for _, book in drawn] == [True, False, False, False]
 
 
 def test_ratings_without_a_name_are_taken_up_too(planted, tmp_path, trained):

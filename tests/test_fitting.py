@@ -202,7 +202,7 @@ def test_a_bad_batch_of_one_of_several_models_is_named(few):
         fit(learns, epochs=1)
 
 
-@pytest.mark.parametrize("n, bs", [(100, 64), (80_000, 1024), (800_000, 4096), (20_000_000, 65_536)])
+@pytest.mark.parametrize("n, bs", [(40, 40), (99, 64), (80_000, 1024), (800_000, 4096), (20_000_000, 65_536)])
 def test_big_batches_grow_with_the_rows_but_slower(n, bs):
     assert big_batch(n)["bs"] == bs
 

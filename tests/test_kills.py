@@ -122,8 +122,9 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, cal
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, call, full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as said:
         write_whole(file, b"new and longer")
+    assert said.value.filename == str(file), "not that of the unfinished one"
     assert [(f.name, f.read_text()) for f in tmp_path.iterdir()] == [("curves.csv", "old")]
 
 

@@ -28,10 +28,10 @@ def recommend_command(args: argparse.Namespace, ratings: None, bar: tqdm) -> Non
     rated = {named.get(str(title), title): number for title, number in stars(args.rate).items()}
     best = recommend(learns, rated, args.n)
     if best.empty:
-        print(f"No title that you haven't rated has {MIN_RATINGS} training ratings, so all of them count.")
         best = recommend(learns, rated, args.n, min_ratings=1)
-    if best.empty:
-        raise BadRatings("no title is left that is not among your ratings; give fewer with --rate")
+        if best.empty:
+            raise BadRatings("every title that the models know is among your ratings; give fewer")
+        print(f"No title that you haven't rated has {MIN_RATINGS} training ratings, so all of them count.")
     about = f"{learns[0].movies.source}; {len(rated)} rating{'s' * (len(rated) != 1)} of yours"
     print(f"From {', '.join(file.name for file in files)} ({about})\n")
     best["prediction"] = best["prediction"].map("{:.2f}".format)
