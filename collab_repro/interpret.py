@@ -164,7 +164,6 @@ def suggest(title: object, known: pd.Index) -> str:
         return ""
     meant = [one for one in known if wanted in str(one).casefold()]
     if not meant:  # misspelt, and perhaps cut short
-        begins = {str(one).casefold()[: len(wanted) + 2]: one for one in reversed(known)}
+        begins = {str(one).casefold()[: len(wanted) + 2]: one for one in reversed(known.tolist())}
         meant = [begins[text] for text in get_close_matches(wanted, begins)]
-    shown = [repr(one) if isinstance(one, str) else str(one) for one in meant[:3]]
-    return f"; did you mean {' or '.join(shown)}?" if meant else ""
+    return "; did you mean " + " or ".join(map(repr, meant[:3])) + "?" if meant else ""

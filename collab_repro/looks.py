@@ -112,7 +112,7 @@ def about(curves: pd.DataFrame, repeat: str = "") -> str:
 def foot(ax: Axes, source: str) -> None:
     """`source`, small, under the right end of `ax`."""
     look = {"fontsize": 7.5, "color": GREY, "ha": "right", "va": "top"}
-    ax.annotate(one_line(source, 160), (1, 0), (0, -34), xycoords="axes fraction", **look, **OFFSET)
+    ax.annotate(one_line(source, 120), (1, 0), (0, -34), xycoords="axes fraction", **look, **OFFSET)
 
 
 def epochs_axis(ax: Axes, ylabel: str) -> None:

@@ -103,7 +103,7 @@ def test_sizes_run_in_processes_of_their_own_and_a_failing_one_is_left_out(monke
 
 
 def test_accuracy_is_measured_on_the_held_out_rows_alone(planted, monkeypatch, capsys):
-    def absent(*_):
+    def absent(*_, **__):
         raise ImportError("no compiler")
 
     def mean(x, y, at):

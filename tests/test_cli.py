@@ -4,6 +4,7 @@ import gc
 import io
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -315,12 +316,12 @@ def test_a_closed_or_full_output(finished, tmp_path):
 
 
 def test_a_file_called_as_the_books_ratings_are_is_not_taken_for_them(own_csv, tmp_path, capsys):
-    (mine := tmp_path / "ml-100k").write_bytes(open(own_csv, "rb").read())
+    mine = shutil.copy(own_csv, tmp_path / "ml-100k")
     command = ["--data", str(mine), "--epochs", "1", "--out", str(tmp_path / "out")]
     assert main([*command, "--seeds", "1"]) == 0
     assert main(["chapter", *command, "--runs", "4", "--splits", "2"]) == 0
     said = capsys.readouterr().out
-    assert "## Run 4" in said and "book" not in said.replace("# fastbook", "") and " z " not in said
+    assert "## Run 4" in said and "| book" not in said and ": book" not in said and " z " not in said
     for name in ("curves.csv", "chapter.csv"):
         assert pd.read_csv(tmp_path / "out" / name)["data"].str.fullmatch("ml-100k [0-9a-f]{8}").all()
 
@@ -340,6 +341,7 @@ def test_too_few_ratings_to_validate_on_are_refused_before_training(planted, tmp
 
 @pytest.mark.filterwarnings("ignore:.*have a user or item without a training row")
 @pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # stock fastai's loader
+@pytest.mark.filterwarnings("ignore:Constructing a Categorical")  # fastai's way of finding the unknown
 @pytest.mark.parametrize("batch", ["16", "big"])
 def test_a_smaller_batch_helps_where_a_message_says_so(batch, planted, tmp_path, monkeypatch, capsys):
     own = [*rows(planted, tmp_path / "few.csv", 50), "--out", str(tmp_path)]

@@ -276,14 +276,16 @@ def test_rows_of_other_data_or_of_another_number_of_epochs_do_not_count(planted,
     assert len(table) == epochs and set(table["data"]) == {data_name(ratings)}
 
 
+@pytest.mark.filterwarnings("ignore:taking 'user' as the user, 'movie' as the item")
 def test_a_name_is_taken_for_movielens_by_its_content_alone(planted, ml100k):
     assert data_name(ml100k) == "ml-100k"
     wrong = ml100k.iloc[1:]
     assert wrong.attrs["name"] == "ml-100k" and data_name(wrong).startswith("ml-100k ")
-    mine = ml100k[["user", "movie", "title", "rating"]].rename(columns={"title": "film"})
-    mine.attrs = {"name": "mine.csv"}
-    assert data_name(check_ratings(mine, item_name="film"), bs=64, lr=5e-3, y_range=(0.0, 5.5)) == "ml-100k"
-    assert data_name(mine.assign(film=mine["movie"])) != "ml-100k" != data_name(ml100k, bs=128)
+    mine = ml100k[["user", "title", "rating", "movie"]].set_axis(["who", "film", "stars", "id"], axis=1)
+    mine.attrs = {"name": "mine.csv", "duplicates": 307}
+    assert data_name(mine[["who", "film", "stars"]], bs=64, lr=5e-3, y_range=(0.0, 5.5)) == "ml-100k"
+    films = check_ratings(ml100k, item_name="movie")  # the same rows, with ids as items
+    assert data_name(films).startswith("ml-100k ") and data_name(ml100k, bs=128) == "ml-100k bs=128"
     again = planted.copy()
     again.attrs = {**planted.attrs, "name": "other"}
     assert data_name(again).split()[1] == data_name(planted).split()[1]
@@ -293,7 +295,7 @@ def test_what_was_trained_last_stands_last_and_is_drawn(planted, few, tmp_path, 
     drawn, path = [], tmp_path / "chapter.csv"
     monkeypatch.setattr(folder, "usable_cores", lambda: 1)  # a process of its own would keep the list
     monkeypatch.setattr(folder.figures, "plot_chapter", lambda losses, book: drawn.append((losses, book)))
-    monkeypatch.setattr(folder, "_draw_one", lambda plot, file: plot() or ("", []))
+    monkeypatch.setattr(folder, "_draw_one", lambda plot, file, _: plot() or ("", []))
     pd.concat([last_epoch(4, [0.8, 0.9])]).to_csv(path, index=False)  # of the book's ratings
     folder.draw(tmp_path)
     for ratings in (planted, few, planted):
