@@ -8,7 +8,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 
@@ -119,12 +119,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except Timeout:
         told = f"another run is writing in {args.out}: wait for it, or give another --out"
-    except BrokenPipeError:  # the reader of a pipe has ended, as `head` does
-        with suppress(AttributeError, OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        told, code = f"nobody reads the output any more; what is finished is in {args.out}", 141
     except OSError as error:
         told = f"{error.filename or 'the output'}: {error.strerror or error}"
+        if isinstance(error, BrokenPipeError):  # the reader of a pipe has ended, as `head` does
+            told, code = f"nobody reads the output any more; what is finished is in {args.out}", 141
+        try:
+            sys.stdout.flush()
+        except OSError:  # nor could Python do it when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         told, code = "interrupted; what was finished before still stands", 130
     except Exception as error:

@@ -22,6 +22,7 @@ from collab_repro import Learned, recommend
 from collab_repro.__main__ import main, parser
 from collab_repro.bench.accuracy import ENSEMBLE
 from collab_repro.command.folder import CURVES
+from collab_repro.interpret import suggest
 
 MODELS = "DotProductBias", "DotProductBiasParams"
 FIGURES = ["curves", "difference", *(f"{kind}-{model}" for kind in ("bias", "factors") for model in MODELS)]
@@ -138,6 +139,7 @@ def test_titles_that_are_numbers_are_rated_by_their_numbers(numbered, tmp_path, 
     said = capsys.readouterr().out
     assert listed(said) == [2] and "2 ratings of yours" in said, "1 counts once"
     assert main([*command, "33=4"]) == 2 and "no title '33'; did you mean 3?" in capsys.readouterr().err
+    assert suggest("99", pd.Index([8, 9])) == "; did you mean 9?"  # of int64
 
 
 def test_where_no_title_is_rated_enough_the_others_are_listed_or_a_line_says_that_none_is_left(
@@ -305,13 +307,16 @@ def test_after_training_a_bad_file_of_somebody_elses_costs_its_figure_alone(own_
     assert (tmp_path / "chapter.csv").read_text() == "mine\n"
 
 
-def test_a_closed_or_full_output(finished, tmp_path):
+def test_a_closed_or_full_output(finished, tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     command = f"'{sys.executable}' -m collab_repro plots --out '{tmp_path}'"
     (tmp_path / "curves.csv").write_bytes((finished[0] / "curves.csv").read_bytes())
     assert subprocess.run(f"{command} >&- 2>&-", shell=True).returncode == 0
     assert {"curves.png", "difference.png"} <= set(files(tmp_path))
-    if os.path.exists("/dev/full"):
-        run = subprocess.run(f"{command} > /dev/full", shell=True, stderr=subprocess.PIPE, text=True)
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full")
+    for start in ("", "PYTHONUNBUFFERED=1 "):
+        run = subprocess.run(f"{start}{command} > /dev/full", shell=True, stderr=subprocess.PIPE, text=True)
         assert (run.returncode, run.stderr) == (2, "collab_repro: the output: No space left on device\n")
 
 
