@@ -83,16 +83,18 @@ def curve(learn: Learner, **labels) -> pd.DataFrame:
     """What a fitted Learner recorded: `labels`, then epoch (from 0), train_loss, valid_loss, seconds.
 
     Losses are MSE; train_loss is fastai's smoothed one (beta .98) at the epoch's end. Epochs that were
-    skipped or cut short by a callback are left out. Raises ValueError when no fit is recorded: fastai's
-    `validate` and `get_preds` clear it.
+    skipped or cut short by a callback are left out; seconds are NaN without the Learner's `Stopwatch`.
+    Raises ValueError when no fit is recorded: fastai's `validate` and `get_preds` clear it.
     """
-    recorded = vars(learn.recorder)
+    own, recorded = ["epoch", "train_loss", "valid_loss", "seconds"], vars(learn.recorder)
+    if {*own} & {*labels}:
+        raise ValueError(f"labels {[*labels]}: {', '.join(own)} are the curve's own columns")
     names = [name for name in recorded.get("metric_names", []) if name not in ("epoch", "time")]
-    values = [row if len(row) == len(names) else [] for row in recorded.get("values", [])]
-    rows = [dict(zip(names, row, strict=False)) for row in values]
-    if not {"train_loss", "valid_loss"} <= set(names) or not any(rows):
+    values = recorded.get("values", [])
+    rows = [dict(zip(names, row, strict=True)) if len(row) == len(names) else {} for row in values]
+    if not {*own[1:3]} <= {*names} or not any(rows):
         raise ValueError("no fit is recorded: take the curve before validate() or get_preds() clear it")
-    losses = pd.DataFrame(rows, columns=["train_loss", "valid_loss"], dtype=float)
-    losses = losses.assign(epoch=range(len(losses)), seconds=learn.stopwatch.seconds, **labels)
-    losses = losses[[bool(row) for row in rows]].reset_index(drop=True)
-    return losses[[*labels, "epoch", "train_loss", "valid_loss", "seconds"]]
+    seconds = getattr(getattr(learn, "stopwatch", None), "seconds", np.nan)
+    losses = pd.DataFrame(rows, columns=own[1:3], dtype=float)
+    losses = losses.assign(epoch=range(len(losses)), seconds=seconds, **labels)[[*labels, *own]]
+    return losses[[bool(row) for row in rows]].reset_index(drop=True)

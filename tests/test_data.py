@@ -167,7 +167,11 @@ class TestFolder:
         same(ratings, small.ratings)
         duplicates = small.ratings.duplicated(["user", "title"]).sum()
         source = f"MovieLens 100K, {'ml-100k.zip' if given == 'zip' else f'the folder {folder}'}"
-        assert ratings.attrs == {"name": "ml-100k", "source": source, "duplicates": duplicates}
+        assert ratings.attrs == {
+            "name": "ml-100k",
+            "source": source,
+            "collab_repro": {"duplicates": duplicates},
+        }
         assert duplicates > 0 and not small.home.exists()
 
     @pytest.mark.parametrize(
@@ -482,7 +486,11 @@ class TestOwnFile:
             assert list(ratings.columns) == ["who", "film", "genres"]
             assert ratings["film"][:2].tolist() == ["NA", "\u00c9t\u00e9"]
             assert ratings["film"].isna().tolist() == [False, False, True]
-            assert ratings.attrs == {"name": name, "source": f"{name}, 3 ratings", "lines": (2, ())}
+            assert ratings.attrs == {
+                "name": name,
+                "source": f"{name}, 3 ratings",
+                "collab_repro": {"lines": (2, ())},
+            }
 
     def test_text_in_a_late_row_is_kept_as_text(self, tmp_path):
         """Read in chunks of 262,144 rows, pandas would make numbers of some rows and text of others."""
@@ -560,7 +568,7 @@ class TestReal:
         assert (counts["user"], counts["movie"], counts["title"]) == (943, 1682, 1664)
         assert set(ml100k.loc[ml100k["movie"] == 267, "title"]) == {"unknown"}
         assert (ml100k["title"] == ml100k["title"].str.strip()).all()
-        assert ml100k.attrs["duplicates"] == 307 and ml100k.attrs["source"]
+        assert ml100k.attrs["collab_repro"] == {"duplicates": 307} and ml100k.attrs["source"]
         assert frame_sha256(ml100k) == movielens.SHA256
 
     def test_genres_and_from_a_folder(self, ml100k, tmp_path):

@@ -115,10 +115,14 @@ def pasted(losses: object) -> np.ndarray:
     if isinstance(losses, pd.DataFrame):
         if not set(LOSSES) <= set(losses) or losses.get("epoch", pd.Series(dtype=int)).duplicated().any():
             raise DiagnosisError(f"the table needs columns {' and '.join(LOSSES)}, and one row an epoch")
-        losses = losses[LOSSES]
+        losses = (losses.sort_values("epoch") if "epoch" in losses else losses)[LOSSES]
     try:
-        rows = np.array([list(row)[:2] for row in np.asarray(losses, dtype=object)], dtype=float)
-    except (TypeError, ValueError):
+        rows = [list(row) for row in np.asarray(losses, dtype=object)]
+        first = [float(row[0]) for row in rows]
+        if sorted(first) in ([*range(len(rows))], [*range(1, len(rows) + 1)]):  # it counts the epochs
+            rows = [rows[at][1:] for at in np.argsort(first)]
+        rows = np.array([row[:2] for row in rows], dtype=float)
+    except (IndexError, TypeError, ValueError):
         rows = np.zeros(0)
     if rows.ndim != 2 or rows.shape[1] != 2 or not np.isfinite(rows).all():
         raise DiagnosisError(

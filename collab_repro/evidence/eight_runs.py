@@ -104,7 +104,7 @@ def data_name(ratings: pd.DataFrame) -> str:
     """What tells these ratings from others: their name, and unless they are MovieLens 100K, their content."""
     checked = check_ratings(ratings, y_range=None)
     content = pd.util.hash_pandas_object(checked, index=False).to_numpy().tobytes()
-    name, digest = ratings.attrs.get("name", ""), hashlib.sha256(content).hexdigest()[:8]
+    name, digest = str(ratings.attrs.get("name", "")), hashlib.sha256(content).hexdigest()[:8]
     return name if (name, digest) == ("ml-100k", ML_100K) else f"{name} {digest}".strip()
 
 
