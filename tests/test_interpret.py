@@ -84,7 +84,7 @@ def test_the_same_tables_read_the_same_from_any_model_and_stay_put(planted, lear
         {"source": Path("a.csv")},
         {"source": None, "name": Path("a.csv")},
         {"source": "", "name": "a.csv"},
-        {"source": np.array("a.csv"), "name": np.arange(3)},
+        {"source": np.array("a.csv"), "name": np.arange(3), "mine": np.arange(3)},
     ],
 )
 def test_the_source_may_be_any_object(few, attrs):

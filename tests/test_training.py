@@ -129,7 +129,7 @@ def test_bad_ratings_are_refused_at_the_door(few):
         learner(few.assign(rating=few["rating"].where(few.index != 7, 99)), **SMALL)
     with pytest.raises(BadRatings, match="stars"):
         learner(few, rating_name="stars")
-    with pytest.raises(BadRatings, match="no DataFrame but of type ndarray"):
+    with pytest.raises(BadRatings, match="ratings of type ndarray"):
         learner(few.to_numpy(), split=[0, 1])
     for own in ("seed", "order"):
         with pytest.raises(ValueError, match="seed -1 of the batch order: it is a non-negative whole number"):

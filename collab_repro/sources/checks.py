@@ -29,6 +29,7 @@ def check_ratings(
 
     Columns that are not given are taken by their names, or else by place (see `columns_of`, which says so).
     The result keeps their names and the order of the rows, and is indexed from 0; the input is not changed.
+    Of the input's `.attrs` it keeps `name` and `source`, as text.
     `.attrs["collab_repro"]["duplicates"]` counts the rows that repeat a pair of user and item, and a warning
     gives the number unless the input's `.attrs` already had it.
 
@@ -48,6 +49,8 @@ def check_ratings(
         _check_settings(len(ratings), y_range, bs, valid_pct, alike)
         alike = alike or kept(ratings).get("alike")
         checked = ratings[names].reset_index(drop=True)
+        about = {key: ratings.attrs.get(key) for key in ("name", "source")}
+        checked.attrs = {key: str(value) for key, value in about.items() if value is not None}
         checked[user], users = _check_ids(checked[user], alike)
         checked[item], items = _check_ids(checked[item], alike, fold=str.casefold)
         sure = rating_name is not None or is_named(rating, "rating")
@@ -62,7 +65,7 @@ def check_ratings(
     if duplicates and duplicates != kept(ratings).get("duplicates"):
         told = f"{duplicates:,} of {len(checked):,} rows repeat a pair of {user} and {item}"
         note(f"{told}: each row counts, and a pair may be in both training and validation")
-    kept(checked, columns=names, duplicates=duplicates, alike=alike).pop("lines", None)
+    kept(checked, columns=names, duplicates=duplicates, alike=alike)
     return checked
 
 

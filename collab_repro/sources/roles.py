@@ -30,8 +30,7 @@ def columns_of(
     for the second. Raises `BadRatings` where a role has no column, or several that are called so.
     """
     if not isinstance(ratings, pd.DataFrame):
-        made = "make it one with pd.DataFrame(ratings, columns=['user', 'title', 'rating'])"
-        raise BadRatings(f"the ratings are no DataFrame but of type {type(ratings).__name__}; {made}")
+        raise BadRatings(f"ratings of type {type(ratings).__name__}: pd.DataFrame(ratings) makes a DataFrame")
     columns, given = list(ratings.columns), dict(zip(ROLES, (user, item, rating), strict=True))
     if {*given.values()} == {None} and kept(ratings).get("columns") == columns:
         return columns  # `check_ratings` made it
