@@ -84,7 +84,7 @@ def curve(learn: Learner, **labels) -> pd.DataFrame:
 
     Losses are MSE; train_loss is fastai's smoothed one (beta .98) at the epoch's end. Epochs that were
     skipped or cut short by a callback are left out; seconds are NaN without the Learner's `Stopwatch`.
-    Raises ValueError when no fit is recorded: fastai's `validate` and `get_preds` clear it.
+    Raises ValueError for labels of these names, or without a fit: `validate` and `get_preds` clear it.
     """
     own, recorded = ["epoch", "train_loss", "valid_loss", "seconds"], vars(learn.recorder)
     if {*own} & {*labels}:

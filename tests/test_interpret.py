@@ -92,6 +92,8 @@ def test_the_source_may_be_any_object(few, attrs):
     few.attrs = attrs
     found = learner(few, n_factors=3)
     assert movie_bias(found).attrs["source"] == movies(found).source == "a.csv, DotProductBias"
+    found.dls.train_ds.items.attrs = attrs  # as they come to a Learner without `check_ratings`
+    assert movie_bias(found).attrs["source"] == movies(found).source == "a.csv, DotProductBias"
     curves = compare(few, seeds=[0], epochs=1, n_factors=3)
     assert curves["data"].eq(str(attrs.get("name", ""))).all()
 

@@ -41,7 +41,7 @@ def with_columns(
     gives other weights than `COLUMNS` does. With a `rank`, the bags "raters" and "rated" are cut down to so
     many main directions: for millions of ratings, where reading the whole bags in each step takes too long.
 
-    Raises `BadRatings` for a column that isn't known or isn't there, ValueError for a `rank` below 1.
+    Raises `BadRatings` for an unknown, missing or unfit column, ValueError for a `rank` below 1.
     """
     weights = dict(columns) if isinstance(columns, Mapping) else {name: COLUMNS.get(name) for name in columns}
     if rank is not None and rank < 1:

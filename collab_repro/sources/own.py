@@ -34,7 +34,7 @@ def load_own(path: str | Path) -> pd.DataFrame:
     Whatever else is guessed at stands in a warning or is refused. Only an empty field is a missing value: a
     film may be called NA. Ids with leading zeros or of more than 18 digits stay text.
 
-    `.attrs` holds the file's `name` and a sentence on its `source`; `kept` gives, for text, the `lines` of the
+    `.attrs` holds the file's `name` and a sentence on its `source`; `kept` has, for text, the `lines` of the
     rows: that of the first, and the rows that another line comes before. Raises `RatingsUnavailable`.
     """
     file = Path(path).expanduser()
