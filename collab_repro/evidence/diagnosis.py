@@ -54,9 +54,9 @@ def diagnose(run: object, against: int | None = None) -> Diagnosis:
       found. Nothing is trained or changed. What only a fit shows (epochs, learning rate, schedule) is left
       out before one, and after `validate()`.
     - A table of losses: what fastai printed, as text or HTML, a DataFrame with train_loss and valid_loss,
-      or a list of rows (train, valid) or (epoch, train, valid). A row for each of the chapter's runs with both loaders, nearest
-      first: `distance`, in standard deviations between splits (root mean square over the ten losses, their
-      correlation taken into account), and `probability`, that the table is that run if it is one of them.
+      or rows (train, valid) or (epoch, train, valid). A row for each run of the chapter with both loaders,
+      nearest first: `distance`, in standard deviations between splits (root mean square over the ten losses,
+      their correlation taken into account), and `probability`, that the table is that run if it is one.
 
     Raises `DiagnosisError` for anything else.
     """
