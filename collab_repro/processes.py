@@ -36,7 +36,7 @@ def in_processes(
     """
     if min(most, len(jobs)) <= 1:
         return [job(listen) for job in jobs]
-    fork, others = multiprocessing.get_context("fork"), set(multiprocessing.active_children())
+    fork = multiprocessing.get_context("fork")
     messages = fork.SimpleQueue()
     setup = {"initializer": _set_up, "initargs": (jobs, messages, os.getpid())}
     with ProcessPoolExecutor(min(most, len(jobs)), fork, **setup) as pool:
@@ -49,7 +49,7 @@ def in_processes(
                 for future in done:
                     future.result()
         except BaseException as error:
-            for process in set(multiprocessing.active_children()) - others:
+            for process in list((pool._processes or {}).values()):
                 process.kill()
             if isinstance(error, BrokenProcessPool):
                 raise WorkerDied("a process died at its work; was it killed, or out of memory?") from None

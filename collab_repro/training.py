@@ -14,13 +14,14 @@ from fastai.collab import CollabDataLoaders, EmbeddingDotBias, TabularCollab
 from fastai.data.block import TransformBlock
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import IndexSplitter
+from fastai.layers import SigmoidRange
 from fastai.losses import MSELossFlat
 from fastai.tabular.core import Categorify
 from torch import nn
 
 from .loader import BS, RatingsDL
 from .models import FROM_SIZES, N_FACTORS, Y_RANGE, DotProductBias, YRange
-from .sources import check_ratings, check_split, tell_untrained
+from .sources import check_ratings, check_reach, check_split, tell_untrained
 from .speed import EPOCHS, LR, WD, FastLoop, FusedAdam, Stopwatch, fit  # noqa: F401
 
 RANDOM_STATE = threading.RLock()  # PyTorch's random state is one for all threads
@@ -45,7 +46,8 @@ def learner(
     """A Learner as chapter 8 makes it, ready for `fit_one_cycle(5, 5e-3, wd=0.1)` or for `fit`.
 
     `model` is one of `DotProduct`, `DotProductBias`, `DotProductBiasParams`, fastai's
-    `EmbeddingDotBias`, or any function from the DataLoaders to a module. `seed` fixes the split into
+    `EmbeddingDotBias`, or any function from the DataLoaders to a module, which then has factors and a
+    `y_range` of its own. `seed` fixes the split into
     training and validation rows, the initial weights and the batch order; `split`, `init` and `order`
     fix one of the three apart; `split` may also be a mask of the rows to validate on, or their positions
     as in iloc (see `check_split`). PyTorch's global random state on the CPU is left as it was. Columns
@@ -66,6 +68,8 @@ def learner(
             module = model.from_classes(n_factors, dls.classes, y_range=y_range)
         else:
             module = model(dls)
+            ends = [(part.low, part.high) for part in module.modules() if isinstance(part, SigmoidRange)]
+            check_reach(ratings, getattr(module, "y_range", next(iter(ends), None)))
     return Learner(dls, module, loss_func=MSELossFlat(), opt_func=FusedAdam, cbs=[FastLoop, Stopwatch])
 
 

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from fastai.collab import CollabDataLoaders, EmbeddingDotBias, collab_learner
+from fastai.collab import CollabDataLoaders, EmbeddingDotBias, EmbeddingNN, collab_learner
 from fastai.tabular.model import get_emb_sz
 
 from collab_repro import (
@@ -122,6 +122,23 @@ def test_other_column_names_batch_sizes_and_shares_are_honoured(few):
     assert [(dl.n, dl.bs) for dl in learn.dls] == [(640, 100)] * 2
     fit([learn], 1)
     assert curve(learn)["valid_loss"].between(0, 3).all()
+
+
+def of_its_own(dls):
+    return DotProductBias(*map(len, dls.classes.values()), 3, (0, 5.5))
+
+
+def network(dls):
+    return EmbeddingNN(get_emb_sz(dls), [5], y_range=(0, 5.5))
+
+
+@pytest.mark.parametrize("model", [of_its_own, network])
+def test_a_model_that_cannot_reach_the_ratings_is_refused(few, model):
+    twice = few.assign(rating=few["rating"] * 2.0)
+    with pytest.raises(BadRatings, match=r"'rating', row \d+ \(.*outside the model's own y_range \(0, 5.5\)"):
+        learner(twice, model, y_range=(0, 11))
+    learner(few, model)
+    learner(twice, lambda dls: CollabNN(*get_emb_sz(dls), y_range=None), y_range=None)
 
 
 def test_bad_ratings_are_refused_at_the_door(few):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from ..interpret import UnknownTitle, suggest
+from ..interpret import UnknownTitle, suggest, trained
 from ..sources import BadRatings
 from .learned import Learn
 from .predicting import Sides, Together, squash
@@ -50,6 +50,9 @@ def rated(models: Together, ratings: Stars) -> tuple[np.ndarray, np.ndarray]:
     if (rows < 0).any():
         title, often = given.index[rows.argmin()], np.argsort(-models.n_ratings, kind="stable")
         raise UnknownTitle(f"no title {title!r}{suggest(title, models.titles[often])}")
+    if not (learned := trained(models.n_ratings)[rows]).all():
+        title = given.index[learned.argmin()]
+        raise UnknownTitle(f"{title!r} has no rating among the training rows: nothing was learned of it")
     stars = pd.to_numeric(given, errors="coerce").to_numpy(float)
     ranges = [side.y_range or (-np.inf, np.inf) for side in models.sides]
     low, high = max(low for low, _ in ranges), min(high for _, high in ranges)
@@ -63,12 +66,9 @@ def rated(models: Together, ratings: Stars) -> tuple[np.ndarray, np.ndarray]:
 
 def fold(side: Sides, rows: np.ndarray, stars: np.ndarray, wd: float = 0.1, bs: int = 64) -> np.ndarray:
     """`fold_in`'s minimum, (d,), for the titles `rows` (n,) and their `stars` (n,)."""
-    average = side.people[0]
-    if not len(rows):
-        return average
     from scipy.optimize import least_squares
 
-    pull = np.sqrt(penalty(side, rows, wd, bs))
+    average, pull = side.people[0], np.sqrt(penalty(side, rows, wd, bs))
 
     def residuals(person: np.ndarray) -> np.ndarray:
         return np.append(linear(side, rows, person)[0] - stars, pull * (person - average))

@@ -11,7 +11,7 @@
 Nothing here imports torch or fastai.
 """
 
-from .checks import check_ratings, check_split, tell_untrained
+from .checks import check_ratings, check_reach, check_split, tell_untrained
 from .movielens import SETS, load_movielens
 from .notes import BadRatings, RatingsUnavailable
 from .own import SUFFIXES, load_own

@@ -122,6 +122,13 @@ def check_split(split: object, ratings: pd.DataFrame, bs: int = 64) -> list[int]
     return rows.tolist()
 
 
+def check_reach(ratings: pd.DataFrame, y_range: tuple[float, float] | None) -> None:
+    """Raise `BadRatings` where checked `ratings` lie outside the `y_range` that a model was made with."""
+    if y_range is not None:
+        stars, problem = ratings.iloc[:, 2], f"outside the model's own y_range {tuple(y_range)}"
+        _refuse(stars, ~stars.between(*y_range).to_numpy(), problem, "make the model with another")
+
+
 def tell_untrained(train: pd.DataFrame, valid: pd.DataFrame, columns: list) -> None:
     """Warn, once for ratings of these columns and sizes, of validation rows that nothing is learned for.
 

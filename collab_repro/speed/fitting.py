@@ -1,6 +1,7 @@
 """`fit`: `fit_one_cycle` for many Learners, as many at once as the machine can serve."""
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Set
 from functools import partial
 from itertools import chain, groupby
 from numbers import Real
@@ -74,23 +75,27 @@ def fit(
     """
     learns = list(learns)
     decays = [float(each) for each in wd] if isinstance(wd, Iterable) else [wd] * len(learns)
+    parts = [[*learn.dls, *learn.model.parameters()] for learn in learns]
+    owners = Counter(id(part) for own in parts for part in own)  # what two share, both change in turn
     if epochs < 1 or len({id(learn) for learn in learns}) < len(learns):
         raise ValueError(f"fit needs Learners that differ and one epoch at least, not {epochs}")
-    if len(decays) != len(learns):
-        raise ValueError(f"{len(decays)} weight decays for {len(learns)} Learners: give one, or one for each")
+    if len(decays) != len(learns) or isinstance(wd, Mapping | Set):
+        given = f"a {type(wd).__name__} of {len(decays)} weight decays for {len(learns)} Learners"
+        raise ValueError(f"{given}: give one, or a list with one for each")
     plain = []
-    for learn, decay in zip(learns, decays, strict=True):
+    for learn, decay, own in zip(learns, decays, parts, strict=True):
         if not hasattr(learn, "stopwatch"):
             learn.add_cb(Stopwatch())
-        if isinstance(lr, Real) and isinstance(decay, Real) and _is_usual(learn):  # for all its parameters
+        one_rate = isinstance(lr, Real) and isinstance(decay, Real)  # for all its parameters
+        if one_rate and _is_usual(learn) and all(owners[id(part)] == 1 for part in own):
             plain.append((learn, decay))
         else:
             _fit_alone(learn, epochs, lr, decay, progress)
 
-    cores, passes = usable_cores() if processes is None else processes, []
+    cores, passes = usable_cores() if processes is None else max(1, processes), []
     for (*_, decay), alike in groupby(plain, key=lambda pair: (*_kind(pair[0]), pair[1])):
         alike = [learn for learn, _ in alike]
-        most = min(max(1, MAX_WORK // work_of(alike[0])), max(MIN_PASS, -(-len(plain) // cores)))
+        most = min(max(1, MAX_WORK // max(1, work_of(alike[0]))), max(MIN_PASS, -(-len(plain) // cores)))
         passes += [(alike[at : at + most], decay) for at in range(0, len(alike), most)]
     forked = cores > 1 and len(passes) > 1
 
@@ -136,6 +141,9 @@ def _is_usual(learn: Learner) -> bool:
         and all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
         and all(type(module) in KNOWN_MODULES and "forward" not in vars(module) for module in modules)
         and not any(hooks for m in modules for name, hooks in vars(m).items() if name.endswith("_hooks"))
+        and not any(type(m) is nn.Dropout and m.p for m in modules)  # which the random state of all decides
+        and all(p.grad is None for p in model.parameters())
+        and _told(learn.recorder) == _told(Recorder())
         and not any(p._backward_hooks or p._post_accumulate_grad_hooks for p in model.parameters())
         and all(type(dl) in (TensorDL, RatingsDL) and not LOADING & set(vars(dl)) for dl in dls)
         and all([type(tfm) for tfm in dl.after_batch.fs] == [ReadTensors] for dl in dls)
@@ -143,11 +151,15 @@ def _is_usual(learn: Learner) -> bool:
     )
 
 
+def _told(recorder: Recorder) -> tuple:
+    return recorder.add_time, recorder.train_metrics, recorder.valid_metrics, recorder.smooth_loss.beta
+
+
 def _kind(learn: Learner) -> tuple:
     """Equal for Learners that can be trained as one: untrained, of plain tables, with as many batches."""
     dls, tables = list(learn.dls), [vars(m) for m in learn.model.modules() if isinstance(m, nn.Embedding)]
     plain = type(learn.model) in TABLE_MODELS and all(t.items() >= PLAIN_TABLE.items() for t in tables)
-    if learn.opt is not None or not plain or not all(dl.n for dl in dls):
+    if learn.opt is not None or not plain or not all(len(dl) for dl in dls):
         return (id(learn),)
     sizes = [(dl.n, dl.bs, dl.drop_last) for dl in dls]
     return type(learn.model), learn.model.y_range, learn.moms, work_of(learn), *sizes

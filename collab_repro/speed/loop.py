@@ -26,7 +26,9 @@ from fastai.losses import BaseLoss
 from fastai.torch_core import to_device
 from torch import Tensor
 
-BATCH_EVENTS = [e for e in vars(event) if e.endswith(("_batch", "_pred", "_loss", "_backward", "_step"))]
+EVENTS = [e for e in vars(event) if e.endswith(("_batch", "_pred", "_loss", "_backward", "_step"))]
+EVENTS += ["after_cancel_train", "after_cancel_validate"]  # by which the loop itself takes fastai's place
+STARTS = "before_train", "before_validate"
 BAR = 25  # batches between two looks at the progress bar
 UNDERSTOOD = (TrainEvalCallback, Recorder, CastToTensor, ProgressCallback, ParamScheduler)
 
@@ -42,16 +44,18 @@ class FastLoop(Callback):
     order = 100  # its loop starts when every other callback has prepared
 
     def onlookers(self) -> list[Callback]:
-        """The learner's callbacks that have to be called within batches and are not understood here."""
-        seen = {cb: None for e in BATCH_EVENTS for cb in self.learn.ordered_cbs(e) if cb.run}
-        return [cb for cb in seen if type(cb) not in UNDERSTOOD]
+        """The learner's callbacks that fastai's own loop has to call and that are not understood here."""
+        seen = {cb: None for e in EVENTS for cb in self.learn.ordered_cbs(e)}
+        late = {cb: None for e in STARTS for cb in self.learn.ordered_cbs(e) if cb.order > self.order}
+        others = [cb for cb in seen | late if cb.run and not isinstance(cb, FastLoop)]
+        return [cb for cb in others if type(cb) not in UNDERSTOOD]
 
     def before_fit(self):
         self.ran = False
         others = [cb for cb in self.onlookers() if not isinstance(cb, GatherPredsCallback)]  # no training
         if others:
             warnings.warn(
-                f"FastLoop steps aside: {', '.join(map(str, others))} must see every batch", stacklevel=2
+                f"FastLoop steps aside: {', '.join(map(str, others))} must be called by fastai", stacklevel=2
             )
 
     def before_train(self):
@@ -81,11 +85,12 @@ class FastLoop(Callback):
         learn.n_iter, bar = len(learn.dl), getattr(learn, "progress", None)
         with torch._C.DisableTorchFunctionSubclass():  # TensorBase costs more than the arithmetic
             for learn.iter, b in enumerate(learn.dl):  # noqa: B020 as fastai counts
-                b = b if b[0].device == device else to_device(b, device)
+                b = b if getattr(b[0], "device", None) == device else to_device(b, device)
                 learn.xb, learn.yb = b[:n_inp], b[n_inp:]
                 learn.pred = model(*learn.xb)
-                learn.loss = loss_func(learn.pred, *learn.yb)
-                yield learn.loss
+                if learn.yb:  # rows to predict have none
+                    learn.loss = loss_func(learn.pred, *learn.yb)
+                    yield learn.loss
                 if bar and learn.iter % BAR == BAR - 1:
                     bar.pbar.update(learn.iter + 1)  # which draws a few times a second at most
         if bar:
@@ -175,7 +180,11 @@ def no_subnormals() -> Iterator[None]:
 
     Adam's averages of titles seldom rated shrink to such numbers, and reckoning with one takes as long as
     with a hundred others. A weight is the same to the bit: what they would add to it is far below its last.
+    Each thread has a setting of its own, so nothing is changed where PyTorch uses several.
     """
+    if torch.get_num_threads() > 1:
+        yield
+        return
     before = not torch.tensor(1e-40, dtype=torch.float32) * 1
     torch.set_flush_denormal(True)
     try:

@@ -33,7 +33,13 @@ class FusedAdam(Optimizer):
         params, averages, squares, grads, steps = (list(chain(*column)) for column in columns)
         settings = {"lr": hyper["lr"], "beta1": hyper["mom"], "beta2": hyper["sqr_mom"], "eps": hyper["eps"]}
         settings |= {"weight_decay": wd, "amsgrad": False, "maximize": False}
-        torch._fused_adamw_(params, grads, averages, squares, [], steps, **settings)
+        # The kernel runs straight through memory: where a table has gaps, as a slice has, it gets a copy.
+        dense = [p.contiguous() for p in params]
+        grads = [grad.contiguous() for grad in grads]
+        torch._fused_adamw_(dense, grads, averages, squares, [], steps, **settings)
+        for p, stepped in zip(params, dense, strict=True):
+            if stepped is not p:
+                p.copy_(stepped)
 
     def _pieces(self, p, counts: dict) -> tuple:
         """Lists for the kernel: `p`, its averages, gradient and step count.
@@ -43,7 +49,8 @@ class FusedAdam(Optimizer):
         """
         state = self.state[p]
         if "grad_avg" not in state:
-            state |= {"grad_avg": torch.zeros_like(p), "sqr_avg": torch.zeros_like(p), "step": 0}
+            zeros = torch.zeros_like(p, memory_format=torch.contiguous_format)
+            state |= {"grad_avg": zeros, "sqr_avg": zeros.clone(), "step": 0}
         state["step"] += 1
         key = state["step"], p.device
         if key not in counts:
