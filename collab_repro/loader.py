@@ -39,9 +39,8 @@ def narrow(column: Tensor) -> Tensor:
 class TensorDL(TfmdDL):
     """Batches cut from tensors in memory: `dataset.tensors`, usually (x, y), of equal length.
 
-    `shuffle_seed` (0 or more) fixes the order of every epoch; the global random state plays no part. Each
-    iteration is the next epoch; `one_batch` and `show_batch` do not count as one.
-    Raises ValueError for a negative `shuffle_seed`.
+    `shuffle_seed` fixes the order of every epoch; the global random state plays no part. Each iteration is
+    the next epoch; `one_batch` and `show_batch` do not count as one. Raises ValueError for a negative seed.
     """
 
     draw = staticmethod(shuffled)  # an epoch's rows, in the order of serving

@@ -99,6 +99,5 @@ def curve(learn: Learner, **labels) -> pd.DataFrame:
     if not {*own[1:3]} <= {*names} or not any(rows):
         raise ValueError("no fit is recorded: take the curve before validate() or get_preds() clear it")
     seconds = getattr(getattr(learn, "stopwatch", None), "seconds", np.nan)
-    losses = pd.DataFrame(rows, columns=own[1:3], dtype=float)
-    losses = losses.assign(epoch=range(len(losses)), seconds=seconds, **labels)[[*labels, *own]]
-    return losses[[bool(row) for row in rows]].reset_index(drop=True)
+    losses = pd.DataFrame(rows, columns=own[1:3], dtype=float).assign(seconds=seconds, **labels)
+    return losses[[bool(row) for row in rows]].rename_axis("epoch").reset_index()[[*labels, *own]]
