@@ -38,8 +38,8 @@ def load_ratings(
     takes apart; `users=True` adds `age`, `sex` and `occupation` (ml-100k and ml-1m). `fold` (1 to 5) is one
     of GroupLens' own splits of ml-100k, where its archive is at hand: `held_out` marks its test rows.
 
-    `.attrs` holds `name`, `source` (a sentence) and what the package notes itself ("collab_repro").
-    Raises `RatingsUnavailable`; other ratings are never returned instead.
+    `.attrs` holds `name`, `source` (a sentence) and, for ml-100k, `duplicates` (how many rows repeat a user
+    and title). Raises `RatingsUnavailable`; other ratings are never returned instead.
     """
     if path and name not in sources.SETS:
         raise sources.RatingsUnavailable(f"path= goes with MovieLens sets only: leave it out for {name!r}")

@@ -45,14 +45,13 @@ def learner(
 ) -> Learner:
     """A Learner as chapter 8 makes it, ready for `fit_one_cycle(5, 5e-3, wd=0.1)` or for `fit`.
 
-    `model` is one of `DotProduct`, `DotProductBias`, `DotProductBiasParams`, fastai's
-    `EmbeddingDotBias`, or any function from the DataLoaders to a module, which then has factors and a
-    `y_range` of its own. `seed` fixes the split into
-    training and validation rows, the initial weights and the batch order; `split`, `init` and `order`
-    fix one of the three apart; `split` may also be a mask of the rows to validate on, or their positions
-    as in iloc (see `check_split`). PyTorch's global random state on the CPU is left as it was. Columns
-    not given are found by name or place (see `check_ratings`). A warning counts the validation rows whose
-    user or item has no training row. Raises `BadRatings`.
+    `model` is one of `DotProduct`, `DotProductBias`, `DotProductBiasParams`, fastai's `EmbeddingDotBias`, or
+    a function from the DataLoaders to a module with factors and a `y_range` of its own. `seed` fixes the
+    split into training and validation rows, the initial weights and the batch order; `split`, `init` and
+    `order` fix one of them apart; `split` may also be a mask of the validation rows, or positions as in iloc
+    (see `check_split`). PyTorch's global random state on the CPU is left as it was. Columns not given: see
+    `check_ratings`. A warning counts validation rows whose user or item has no training row. Raises
+    `BadRatings`.
     """
     split, init, order = (seed if own is None else own for own in (split, init, order))
     if isinstance(split, bool | np.bool_) or not isinstance(split, int | np.integer):
@@ -94,8 +93,8 @@ def curve(learn: Learner, **labels) -> pd.DataFrame:
     if {*own} & {*labels}:
         raise ValueError(f"labels {[*labels]}: {', '.join(own)} are the curve's own columns")
     names = [name for name in recorded.get("metric_names", []) if name not in ("epoch", "time")]
-    values = recorded.get("values", [])
-    rows = [dict(zip(names, row, strict=True)) if len(row) == len(names) else {} for row in values]
+    values = (row if len(row) == len(names) else () for row in recorded.get("values", []))
+    rows = [dict(zip(names, row, strict=False)) for row in values]
     if not {*own[1:3]} <= {*names} or not any(rows):
         raise ValueError("no fit is recorded: take the curve before validate() or get_preds() clear it")
     seconds = getattr(getattr(learn, "stopwatch", None), "seconds", np.nan)

@@ -278,10 +278,11 @@ def test_duplicates_are_counted_and_reported_once():
     with pytest.warns(UserWarning, match=r"4 of 204 rows repeat a pair of who and film") as said:
         checked = check_ratings(ratings)
     assert said[0].filename == __file__
-    assert checked.attrs == {"source": "somewhere", "collab_repro": kept(checked)} and len(checked) == 204
+    noted = {"duplicates": 4, "collab_repro": kept(checked)}
+    assert checked.attrs == {"source": "somewhere", **noted} and len(checked) == 204
     assert ratings.attrs == {"source": "somewhere"}
     check_ratings(checked)  # a warning would be an error here
-    assert kept(checked)["duplicates"] == 4 and kept(check_ratings(PLAIN))["duplicates"] == 0
+    assert checked.attrs["duplicates"] == 4 and check_ratings(PLAIN).attrs["duplicates"] == 0
 
 
 @pytest.mark.filterwarnings("ignore:taking 'who' as the user")
@@ -296,7 +297,7 @@ def test_the_users_own_attrs_change_nothing(value):
     checked = check_ratings(ratings, alike="fold")
     assert list(checked) == ["who", "film", "stars"] and ratings.attrs["columns"] is value
     told = {} if value is None else dict.fromkeys(["name", "source"], str(value))
-    assert checked.attrs == told | {"collab_repro": kept(checked)}
+    assert checked.attrs == told | {"duplicates": 0, "collab_repro": kept(checked)}
     through_fastai(checked, checked["who"].tolist(), checked["film"].tolist())
 
 
@@ -323,7 +324,7 @@ def test_any_ids_come_through(ids, titles, seed):
     except BadRatings as refused:
         assert "column 'i'" in str(refused)
         return
-    assert kept(checked)["duplicates"] == repeated
+    assert checked.attrs["duplicates"] == repeated
     assert checked["i"].tolist() == items
     assert set(through_fastai(checked, users, items).classes["u"][1:]) <= set(ids)
 
@@ -331,5 +332,5 @@ def test_any_ids_come_through(ids, titles, seed):
 def test_the_chapters_ratings_pass(ml100k):
     checked = check_ratings(ml100k)
     assert list(checked.columns) == ["user", "title", "rating"] and len(checked) == 100_000
-    assert kept(checked)["duplicates"] == 307
+    assert checked.attrs["duplicates"] == 307
     pd.testing.assert_series_equal(checked["title"], ml100k["title"], check_dtype=False)

@@ -170,6 +170,7 @@ class TestFolder:
         assert ratings.attrs == {
             "name": "ml-100k",
             "source": source,
+            "duplicates": duplicates,
             "collab_repro": {"duplicates": duplicates},
         }
         assert duplicates > 0 and not small.home.exists()
@@ -568,7 +569,7 @@ class TestReal:
         assert (counts["user"], counts["movie"], counts["title"]) == (943, 1682, 1664)
         assert set(ml100k.loc[ml100k["movie"] == 267, "title"]) == {"unknown"}
         assert (ml100k["title"] == ml100k["title"].str.strip()).all()
-        assert ml100k.attrs["collab_repro"] == {"duplicates": 307} and ml100k.attrs["source"]
+        assert ml100k.attrs["duplicates"] == 307 and ml100k.attrs["source"]
         assert frame_sha256(ml100k) == movielens.SHA256
 
     def test_genres_and_from_a_folder(self, ml100k, tmp_path):

@@ -97,9 +97,7 @@ def test_every_place_gives_the_same_frame(small, tmp_path, monkeypatch):
     np.testing.assert_array_equal(first[movielens.NUMBERS].to_numpy(float), expected.to_numpy(float))
     assert list(first["title"].astype(str)) == [FILMS[movie][0] for movie in expected["movie"]]
     assert list(first["genres"].astype(str)) == [FILMS[movie][1] for movie in expected["movie"]]
-    assert first.attrs["name"] == name and first.attrs["collab_repro"] == {
-        "duplicates": 12
-    }  # two films of one title
+    assert first.attrs["name"] == name and first.attrs["duplicates"] == 12  # two films of one title
     assert first["title"].nunique() == 4 and name in first.attrs["source"]
     assert list(check_ratings(load_ratings(name, path=zips), bs=8).columns) == ["user", "title", "rating"]
     monkeypatch.setenv(movielens.VARIABLE, str(folder))

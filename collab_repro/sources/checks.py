@@ -29,9 +29,8 @@ def check_ratings(
 
     Columns that are not given are taken by their names, or else by place (see `columns_of`, which says so).
     The result keeps their names and the order of the rows, and is indexed from 0; the input is not changed.
-    Of the input's `.attrs` it keeps `name` and `source`, as text.
-    `.attrs["collab_repro"]["duplicates"]` counts the rows that repeat a pair of user and item, and a warning
-    gives the number unless the input's `.attrs` already had it.
+    Of the input's `.attrs` it keeps `name` and `source`, as text; `.attrs["duplicates"]` counts the rows that
+    repeat a pair of user and item, and a warning gives the number unless it was known of the input.
 
     Ids become integers, text (object) or categories that are all in use. Floats that are whole numbers
     become integers: fastai would make them float32, in which ids above 2**24 coincide. For integer ids,
@@ -65,6 +64,7 @@ def check_ratings(
     if duplicates and duplicates != kept(ratings).get("duplicates"):
         told = f"{duplicates:,} of {len(checked):,} rows repeat a pair of {user} and {item}"
         note(f"{told}: each row counts, and a pair may be in both training and validation")
+    checked.attrs["duplicates"] = duplicates
     kept(checked, columns=names, duplicates=duplicates, alike=alike)
     return checked
 

@@ -191,7 +191,7 @@ def _read(
         ratings["held_out"] = keys[0].isin(keys[1])
         if len(test) != ratings["held_out"].sum() or len(test) != len(ratings) // 5:
             raise ValueError(f"not the published u{fold}.test ({len(test):,} rows read)")
-    ratings.attrs.update(name=name, source=source)
+    ratings.attrs.update(name=name, source=source, duplicates=duplicates)
     kept(ratings, duplicates=duplicates)
     return ratings
 
