@@ -48,10 +48,9 @@ def learner(
     `model` is one of `DotProduct`, `DotProductBias`, `DotProductBiasParams`, fastai's `EmbeddingDotBias`, or
     a function from the DataLoaders to a module with factors and a `y_range` of its own. `seed` fixes the
     split into training and validation rows, the initial weights and the batch order; `split`, `init` and
-    `order` fix one of them apart; `split` may also be a mask of the validation rows, or positions as in iloc
-    (see `check_split`). PyTorch's global random state on the CPU is left as it was. Columns not given: see
-    `check_ratings`. A warning counts validation rows whose user or item has no training row. Raises
-    `BadRatings`.
+    `order` fix one of them apart; `split` may also be a mask of the validation rows, or positions as in iloc.
+    PyTorch's global random state on the CPU stays as it was. Columns not given: see `check_ratings`. A
+    warning counts validation rows whose user or item has no training row. Raises `BadRatings`.
     """
     split, init, order = (seed if own is None else own for own in (split, init, order))
     if isinstance(split, bool | np.bool_) or not isinstance(split, int | np.integer):
