@@ -245,6 +245,10 @@ def test_wrong_requests(learn):
         recommend(learn, 7, -1)
     with pytest.raises(ValueError, match="one model at least"):
         recommend([], 7)
+    other = replace(Learned.of(learn), titles=[f"{title}!" for title in Learned.of(learn).titles])
+    for function in (recommend, ranking):
+        with pytest.raises(ValueError, match="no title in common"):
+            function([learn, other], pd.DataFrame({"user": [7], "title": ["A"], "rating": [5]}))
 
 
 def test_nothing_is_said_of_somebody_by_a_title_without_training_rows(planted):
