@@ -20,11 +20,11 @@ def learners(
 ) -> dict[tuple[str, int], Learner]:
     """A Learner for each (model's name, seed), paired: a seed's models share split and batches.
 
-    `settings` go to `learner`. Raises ValueError for models of the same name.
+    `settings` go to `learner`. Raises ValueError for models of the same name, or for no model or no seed.
     """
-    if len({m.__name__ for m in models}) < len(models):
-        raise ValueError(f"models need names that differ: {[m.__name__ for m in models]}")
-    seeds = list(seeds)
+    seeds, names = list(seeds), [m.__name__ for m in models]
+    if not seeds or len({*names}) < max(len(names), 1):
+        raise ValueError(f"give a seed and a model at least, models by different names: {seeds=}, {names=}")
     return {(m.__name__, s): learner(ratings, m, s, **settings) for m in models for s in seeds}
 
 
@@ -58,7 +58,7 @@ def compare(
     differ in their initial weights alone. Further arguments (epochs, lr, wd, ...) are those of `train`.
     """
     learns = train(ratings, models, seeds, *args, **settings)
-    return curves_of(learns, data=ratings.attrs.get("name", ""))
+    return curves_of(learns, data=str(ratings.attrs.get("name", "")))
 
 
 @dataclass(frozen=True)
@@ -111,4 +111,4 @@ def same_start(
     first, second = learners(ratings, models, [seed], **settings).values()
     copy_weights(first.model, second.model)
     fit([first, second], epochs, lr, wd)
-    return SameStart.of(first, second, data=ratings.attrs.get("name", ""), seed=seed)
+    return SameStart.of(first, second, data=str(ratings.attrs.get("name", "")), seed=seed)

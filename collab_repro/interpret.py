@@ -57,14 +57,14 @@ def movies(learn) -> Movies:
     column, titles = list(learn.dls.classes.items())[1]
     rows = learn.dls.train_ds.items
     copied = {name: t.detach().cpu().float().clone().numpy() for name, t in tables(learn.model).items()}
-    about = rows.attrs.get("source") or rows.attrs.get("name", ""), type(learn.model).__name__
+    told = [text for key in ("source", "name") if (text := str(rows.attrs.get(key, ""))) not in ("", "None")]
     return Movies(
         titles=[getattr(title, "item", lambda title=title: title)() for title in titles],
         n_ratings=np.bincount(rows[column], minlength=len(titles)).astype(np.int64),
         factors=copied["movie_factors"],
         bias=copied["movie_bias"].reshape(-1) if "movie_bias" in copied else None,
         column=column,
-        source=", ".join(filter(None, about)),
+        source=", ".join([*told[:1], type(learn.model).__name__]),
     )
 
 

@@ -39,9 +39,8 @@ def narrow(column: Tensor) -> Tensor:
 class TensorDL(TfmdDL):
     """Batches cut from tensors in memory: `dataset.tensors`, usually (x, y), of equal length.
 
-    `shuffle_seed` (0 or more) fixes the order of every epoch; the global random state plays no part. Each
-    iteration is the next epoch; `one_batch` and `show_batch` do not count as one.
-    Raises ValueError for a negative `shuffle_seed`.
+    `shuffle_seed` fixes the order of every epoch; the global random state plays no part. Each iteration is
+    the next epoch; `one_batch` and `show_batch` do not count as one. Raises ValueError for a negative seed.
     """
 
     draw = staticmethod(shuffled)  # an epoch's rows, in the order of serving
@@ -49,7 +48,8 @@ class TensorDL(TfmdDL):
     def __init__(self, dataset, bs=BS, shuffle=False, shuffle_seed=0, **kwargs):
         super().__init__(dataset, bs=bs, shuffle=shuffle, **{**kwargs, "num_workers": 0})
         self.shuffle_seed, self.epoch_no = shuffle_seed, 0
-        np.random.SeedSequence(shuffle_seed)  # raises now rather than in the first epoch
+        if not isinstance(shuffle_seed, int | np.integer) or shuffle_seed < 0:  # not only in the first epoch
+            raise ValueError(f"seed {shuffle_seed} of the batch order: it is a non-negative whole number")
         self.tensors = tuple(narrow(t) for t in self.read(dataset))
 
     def read(self, dataset) -> tuple[Tensor, ...]:

@@ -45,14 +45,12 @@ def learner(
 ) -> Learner:
     """A Learner as chapter 8 makes it, ready for `fit_one_cycle(5, 5e-3, wd=0.1)` or for `fit`.
 
-    `model` is one of `DotProduct`, `DotProductBias`, `DotProductBiasParams`, fastai's
-    `EmbeddingDotBias`, or any function from the DataLoaders to a module, which then has factors and a
-    `y_range` of its own. `seed` fixes the split into
-    training and validation rows, the initial weights and the batch order; `split`, `init` and `order`
-    fix one of the three apart; `split` may also be a mask of the rows to validate on, or their positions
-    as in iloc (see `check_split`). PyTorch's global random state on the CPU is left as it was. Columns
-    not given are found by name or place (see `check_ratings`). A warning counts the validation rows whose
-    user or item has no training row. Raises `BadRatings`.
+    `model` is one of `DotProduct`, `DotProductBias`, `DotProductBiasParams`, fastai's `EmbeddingDotBias`, or
+    a function from the DataLoaders to a module with factors and a `y_range` of its own. `seed` fixes the
+    split into training and validation rows, the initial weights and the batch order; `split`, `init` and
+    `order` fix one of them apart; `split` may also be a mask of the validation rows, or positions as in iloc.
+    PyTorch's global random state on the CPU stays as it was. Columns not given: see `check_ratings`. A
+    warning counts validation rows whose user or item has no training row. Raises `BadRatings`.
     """
     split, init, order = (seed if own is None else own for own in (split, init, order))
     if isinstance(split, bool | np.bool_) or not isinstance(split, int | np.integer):
@@ -87,16 +85,17 @@ def curve(learn: Learner, **labels) -> pd.DataFrame:
     """What a fitted Learner recorded: `labels`, then epoch (from 0), train_loss, valid_loss, seconds.
 
     Losses are MSE; train_loss is fastai's smoothed one (beta .98) at the epoch's end. Epochs that were
-    skipped or cut short by a callback are left out. Raises ValueError when no fit is recorded: fastai's
-    `validate` and `get_preds` clear it.
+    skipped or cut short by a callback are left out; seconds are NaN without the Learner's `Stopwatch`.
+    Raises ValueError for labels of these names, or without a fit: `validate` and `get_preds` clear it.
     """
-    recorded = vars(learn.recorder)
+    own, recorded = ["epoch", "train_loss", "valid_loss", "seconds"], vars(learn.recorder)
+    if {*own} & {*labels}:
+        raise ValueError(f"labels {[*labels]}: {', '.join(own)} are the curve's own columns")
     names = [name for name in recorded.get("metric_names", []) if name not in ("epoch", "time")]
-    values = [row if len(row) == len(names) else [] for row in recorded.get("values", [])]
+    values = (row if len(row) == len(names) else () for row in recorded.get("values", []))
     rows = [dict(zip(names, row, strict=False)) for row in values]
-    if not {"train_loss", "valid_loss"} <= set(names) or not any(rows):
+    if not {*own[1:3]} <= {*names} or not any(rows):
         raise ValueError("no fit is recorded: take the curve before validate() or get_preds() clear it")
-    losses = pd.DataFrame(rows, columns=["train_loss", "valid_loss"], dtype=float)
-    losses = losses.assign(epoch=range(len(losses)), seconds=learn.stopwatch.seconds, **labels)
-    losses = losses[[bool(row) for row in rows]].reset_index(drop=True)
-    return losses[[*labels, "epoch", "train_loss", "valid_loss", "seconds"]]
+    seconds = getattr(getattr(learn, "stopwatch", None), "seconds", np.nan)
+    losses = pd.DataFrame(rows, columns=own[1:3], dtype=float).assign(seconds=seconds, **labels)
+    return losses[[bool(row) for row in rows]].rename_axis("epoch").reset_index()[[*labels, *own]]

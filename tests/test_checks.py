@@ -1,6 +1,7 @@
 """What check_ratings lets in comes through fastai unchanged; what it refuses, it says why."""
 
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collab_repro.sources import BadRatings, check_ratings, planted_ratings
+from collab_repro.sources.notes import kept
 
 pytestmark = [  # both about fastai's own code
     pytest.mark.filterwarnings("ignore:The given NumPy array is not writable"),
@@ -91,6 +93,11 @@ def test_just_enough_rows():
 
 COLUMNS = [
     (PLAIN, {"user_name": "whom"}, "no columns called 'whom' for the user; the columns are .'who', "),
+    (PLAIN.to_numpy(), {}, r"ratings of type ndarray: pd.DataFrame\(ratings\) makes a DataFrame"),
+    (PLAIN.to_dict("list"), {}, "ratings of type dict"),
+    (PLAIN.to_numpy().tolist(), {"user_name": "who"}, "ratings of type list"),
+    (PLAIN["who"], {}, "ratings of type Series"),
+    *((PLAIN, {"valid_pct": share}, f"valid_pct={share}: it is a share") for share in (-0.2, 1, 1.5, np.nan)),
     (PLAIN, {"item_name": "who"}, "no columns for the user; .* pass user_name="),
     (PLAIN[["who", "film"]], {}, "no columns for the rating; .* pass rating_name="),
     (PLAIN[[]], {}, "no columns for the user"),
@@ -146,6 +153,13 @@ IDS = [
     (FULL, "does not fit"),
     (having("who", WHO > 20), "row 0 .*: one of boolean ids"),
     (having("who", [(int(i), 1) for i in WHO]), "one of mixed ids"),
+    *(
+        (
+            having(column, [*PLAIN[column][:3], *[cell] * (N - 3)]),
+            rf"'{column}', row 3 \(.*\): several values",
+        )
+        for column, cell in (("who", [1, 2]), ("film", {"a"}), ("film", {"a": 1}), ("who", (1, [2])))
+    ),
     (having("film", pd.to_datetime(PLAIN["film"], unit="D")), "one of datetime64 ids"),
     (titled("  "), r"'film', row 3 \('  '\): a blank id"),
     (titled(""), "'film', row 3 .*: a blank id"),
@@ -264,13 +278,27 @@ def test_duplicates_are_counted_and_reported_once():
     with pytest.warns(UserWarning, match=r"4 of 204 rows repeat a pair of who and film") as said:
         checked = check_ratings(ratings)
     assert said[0].filename == __file__
-    assert (
-        checked.attrs == {"source": "somewhere", "columns": ["who", "film", "stars"], "duplicates": 4}
-        and len(checked) == 204
-    )
+    noted = {"duplicates": 4, "collab_repro": kept(checked)}
+    assert checked.attrs == {"source": "somewhere", **noted} and len(checked) == 204
     assert ratings.attrs == {"source": "somewhere"}
     check_ratings(checked)  # a warning would be an error here
-    assert check_ratings(PLAIN).attrs["duplicates"] == 0
+    assert checked.attrs["duplicates"] == 4 and check_ratings(PLAIN).attrs["duplicates"] == 0
+
+
+@pytest.mark.filterwarnings("ignore:taking 'who' as the user")
+@pytest.mark.parametrize(
+    "value", [[*PLAIN], 4, "keep", {"a": 1}, None, Path("a.csv"), np.arange(3), PLAIN], ids=lambda v: type(v)
+)
+def test_the_users_own_attrs_change_nothing(value):
+    ratings = titled("Other", "OTHER")[["film", "who", "stars"]]
+    ratings.attrs = dict.fromkeys(["columns", "lines", "alike", "duplicates", "name", "source"], value)
+    with pytest.raises(BadRatings, match=r"row 8 \('OTHER'\): differs from"):
+        check_ratings(ratings)
+    checked = check_ratings(ratings, alike="fold")
+    assert list(checked) == ["who", "film", "stars"] and ratings.attrs["columns"] is value
+    told = {} if value is None else dict.fromkeys(["name", "source"], str(value))
+    assert checked.attrs == told | {"duplicates": 0, "collab_repro": kept(checked)}
+    through_fastai(checked, checked["who"].tolist(), checked["film"].tolist())
 
 
 @settings(max_examples=15, deadline=None)
@@ -290,13 +318,13 @@ def test_any_ids_come_through(ids, titles, seed):
     users = [ids[k] for k in rng.permutation(np.arange(60) % len(ids))]
     items = [titles[k] for k in rng.integers(0, len(titles), 60)]
     ratings = pd.DataFrame({"u": users, "i": pd.Series(items, dtype=object), "r": rng.uniform(1, 5, 60)})
-    ratings.attrs["duplicates"] = int(ratings.duplicated(["u", "i"]).sum())
+    kept(ratings, duplicates=(repeated := int(ratings.duplicated(["u", "i"]).sum())))
     try:
         checked = check_ratings(ratings, bs=16)
     except BadRatings as refused:
         assert "column 'i'" in str(refused)
         return
-    assert checked.attrs["duplicates"] == ratings.attrs["duplicates"]
+    assert checked.attrs["duplicates"] == repeated
     assert checked["i"].tolist() == items
     assert set(through_fastai(checked, users, items).classes["u"][1:]) <= set(ids)
 

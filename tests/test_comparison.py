@@ -41,6 +41,14 @@ def test_compare_gives_each_learners_numbers_alone_in_a_row_for_each_model_seed_
     assert found[["train_loss", "valid_loss"]].nunique().eq(8).all(), "runs repeat each other"
 
 
+def test_no_seed_no_model_and_models_of_one_name_are_refused(few):
+    for models, seeds in ((BOTH, []), (BOTH, iter(())), ([], [0]), ([BOTH[0]] * 2, [0])):
+        with pytest.raises(
+            ValueError, match=r"^give a seed and a model at least, models by different names: s"
+        ):
+            compare(few, models, seeds)
+
+
 def test_a_seeds_models_share_split_and_batch_order_and_seeds_do_not(few):
     learns = train(few, seeds=range(2), epochs=1, **SMALL)
     assert list(learns) == [(name, seed) for name in NAMES for seed in range(2)]

@@ -167,7 +167,12 @@ class TestFolder:
         same(ratings, small.ratings)
         duplicates = small.ratings.duplicated(["user", "title"]).sum()
         source = f"MovieLens 100K, {'ml-100k.zip' if given == 'zip' else f'the folder {folder}'}"
-        assert ratings.attrs == {"name": "ml-100k", "source": source, "duplicates": duplicates}
+        assert ratings.attrs == {
+            "name": "ml-100k",
+            "source": source,
+            "duplicates": duplicates,
+            "collab_repro": {"duplicates": duplicates},
+        }
         assert duplicates > 0 and not small.home.exists()
 
     @pytest.mark.parametrize(
@@ -482,7 +487,11 @@ class TestOwnFile:
             assert list(ratings.columns) == ["who", "film", "genres"]
             assert ratings["film"][:2].tolist() == ["NA", "\u00c9t\u00e9"]
             assert ratings["film"].isna().tolist() == [False, False, True]
-            assert ratings.attrs == {"name": name, "source": f"{name}, 3 ratings", "lines": (2, ())}
+            assert ratings.attrs == {
+                "name": name,
+                "source": f"{name}, 3 ratings",
+                "collab_repro": {"lines": (2, ())},
+            }
 
     def test_text_in_a_late_row_is_kept_as_text(self, tmp_path):
         """Read in chunks of 262,144 rows, pandas would make numbers of some rows and text of others."""

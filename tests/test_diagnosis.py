@@ -421,6 +421,12 @@ FORMS = {
     "recorder.values": [[*row, 0.9] for row in ROWS],
     "an array": np.array(ROWS),
     "a frame": pd.DataFrame(ROWS, columns=["train_loss", "valid_loss"]),
+    "a frame in another order": pd.DataFrame(ROWS, columns=diagnosis.LOSSES)
+    .rename_axis("epoch")
+    .reset_index()[::-1],
+    "rows that count the epochs": [(epoch, *row) for epoch, row in enumerate(ROWS)],
+    "from 1, and the time": [[epoch, *row, "00:07"] for epoch, row in enumerate(ROWS, 1)],
+    "an array with the epochs, in another order": np.column_stack([range(5), ROWS])[[3, 1, 0, 4, 2]],
 }
 
 
@@ -440,6 +446,7 @@ def test_a_table_is_read_in_every_form(form):
         (pd.DataFrame({"train_loss": [1.0]}), "columns train_loss and valid_loss"),
         (published(4, 5), "one row an epoch"),
         ([(1, 2), (3,)], "no losses"),
+        ([(epoch, row[1]) for epoch, row in enumerate(ROWS)], "no losses"),
     ],
 )
 def test_what_is_no_table_of_five_epochs_is_refused_in_one_line(losses, message):

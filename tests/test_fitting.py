@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from fastai.callback.core import Callback
+from fastai.collab import EmbeddingNN
 from fastai.losses import L1LossFlat, MSELossFlat
 from fastai.metrics import rmse
 from fastai.optimizer import Adam
@@ -90,6 +91,9 @@ OWN = {  # what a user may change about a Learner
     "moms": lambda learn: setattr(learn, "moms", (0.8, 0.7, 0.8)),
     "padding": lambda learn: setattr(learn.model.user_factors, "padding_idx", 1),
     "by frequency": lambda learn: setattr(learn.model.movie_factors, "scale_grad_by_freq", True),
+    "record": lambda learn: setattr(learn.recorder.smooth_loss, "beta", 0.5),
+    "no time": lambda learn: setattr(learn.recorder, "add_time", False),
+    "gradient": lambda learn: learn.model.movie_bias.weight.sum().backward(),
     "max_norm": lambda learn: setattr(learn.model.movie_factors, "max_norm", 0.01),
 }
 
@@ -156,8 +160,57 @@ def test_each_learner_may_have_a_weight_decay_of_its_own(few, passes, processes)
     for ours, theirs, decay in zip(together, each, decays, strict=True):
         (theirs,) = alone([theirs], 1, wd=decay)
         assert_same(ours, theirs)
-    with pytest.raises(ValueError, match="1 weight decays for 2 Learners"):
+    with pytest.raises(ValueError, match="a list of 1 weight decays for 2 Learners"):
         fit(learners(few, TWO), 1, wd=[0.1])
+
+
+def shared(ratings, what):
+    """Three Learners, the last two of which share something that training changes."""
+    learns = learners(ratings, [*TWO, {"seed": 1}])
+    if what == "loaders":
+        learns[2].dls = learns[1].dls
+    elif what == "a table":
+        learns[2].model.movie_factors = learns[1].model.movie_factors
+    else:
+        learns[2].model = learns[1].model
+    return learns
+
+
+@pytest.mark.parametrize("what", ["loaders", "a table", "the model"])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_two_share_is_trained_by_both_in_turn(few, what, processes):
+    together, each = shared(few, what), alone(shared(few, what), epochs=1)
+    fit(together, 1, processes=processes)
+    for ours, theirs in zip(together, each, strict=True):
+        assert_same(ours, theirs)
+
+
+def test_dropout_draws_alike_in_one_process_and_several(few):
+    net = {"model": lambda dls: EmbeddingNN(get_emb_sz(dls), layers=[5], ps=0.3)}
+    ends = []
+    for processes in (1, 2):
+        learns = learners(few, [net, {**net, "seed": 1}])
+        torch.manual_seed(5)
+        fit(learns, 1, processes=processes)
+        ends.append(([list(learn.recorder.values[0]) for learn in learns], torch.rand(1).item()))
+    assert ends[0] == ends[1]
+
+
+def test_tables_without_factors_or_without_validation_rows_to_serve(few):
+    both = learners(few, BOTH_MODELS, n_factors=0)
+    fit(both, 1, processes=0)
+    assert all(learn.recorder.values[0][1] > 0 for learn in both)
+    short = learners(few, TWO, split=range(10))
+    for learn in short:
+        learn.dls.valid.drop_last = True
+    fit(short, 1)
+    assert [list(learn.recorder.values[0])[1] for learn in short] == [None, None]
+
+
+@pytest.mark.parametrize("wd", [{0: 0.1, 1: 0.2}, {0.1, 0.2}, []])
+def test_decays_without_an_order_are_refused(few, wd):
+    with pytest.raises(ValueError, match=rf"a {type(wd).__name__} of {len(wd)} weight decays for 2 Learners"):
+        fit(learners(few, TWO), 1, wd=wd)
 
 
 def test_no_learner_is_no_fault_but_one_twice_or_no_epoch_is(few):

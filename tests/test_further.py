@@ -189,6 +189,17 @@ def test_time_is_looked_up_by_the_pair(told, fitted):
     assert (clock(unrated) == 0).all()
 
 
+@pytest.mark.parametrize("unit", [1, 10**3, 10**6, 10**9])
+def test_time_in_any_unit_has_the_same_spans(told, unit):
+    times = told["timestamp"] * unit  # 2**53 nanoseconds are 104 days: floats lose their unit
+    made = told.assign(timestamp=times), told.assign(timestamp=times.astype(float)), told
+    *found, seconds = (learner(one, with_columns(one, ["time"], 4), seed=1).model for one in made)
+    for one in found:
+        assert one.clock.spans.min() == 1 and one.clock.spans.max() == bags.SPANS == 30
+        assert (one.clock.spans != seconds.clock.spans).float().mean() < 0.01
+        assert torch.isfinite(one(torch.tensor(told[["user", "movie"]].to_numpy()) // 2)).all()
+
+
 def test_the_columns_found_are_those_that_are_there(few, told):
     assert columns.columns_in(told) == list(ALL)
     untold = few[["user", "rating"]].assign(title="film " + few["movie"].astype(str))
@@ -210,6 +221,47 @@ def test_titles_may_be_categories_and_ids_integers(told):
     )
 
 
+def test_the_year_of_a_title_is_known_by_the_movies_number_too(told):
+    by_title, by_movie = (
+        with_columns(told, ["year"], 4)(learner(told, seed=1, item_name=name).dls).movie_bags
+        for name in ("title", "movie")
+    )
+    named = told.assign(year=1950.0 + told["movie"])  # the same years, in a column
+    given = with_columns(named, ["year"], 4)(learner(named, seed=1, item_name="movie").dls).movie_bags
+    assert torch.equal(by_movie.rows_index, given.rows_index)
+    assert torch.allclose(by_movie.rows_weights, given.rows_weights)
+    assert len(by_movie.table) == len(by_title.table) and len(by_movie.rows_index) > 100
+
+
+@pytest.mark.parametrize("form", [list, set, tuple, np.array])
+def test_genres_may_be_lists_or_sets(told, form):
+    text = with_columns(told, ["genres"], 4)(learner(told, seed=1).dls)
+    cells = told["genres"].str.split("|").map(form)
+    same = with_columns(told.assign(genres=cells), ["genres"], 4)(learner(told, seed=1).dls)
+    assert len(same.movie_bags.table) == 3
+    for ours, theirs in zip(text.buffers(), same.buffers(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["age", "year"])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, 10.0**10, -9999.0])
+def test_a_number_of_years_that_none_can_be_is_refused_with_its_row(told, name, value):
+    wrong = told.assign(**{name: 20.0 + told["user"]}).set_index(told.index + 7)
+    wrong.loc[wrong.index[5:7], name] = np.nan, value
+    with pytest.raises(
+        BadRatings, match=rf"column '{name}', row 6 \({value:g}\): no {name}".replace("+", r"\+")
+    ):
+        with_columns(wrong, [name])
+
+
+@pytest.mark.filterwarnings("ignore:Constructing a Categorical", "ignore:.*validation rows have a user")
+def test_ages_of_held_out_users_alone_say_nothing(told):
+    ids = told[["user", "movie", "rating"]]
+    some = ids.assign(age=np.where(ids["user"] < 4, 30.0, np.nan))
+    learn = learner(some, with_columns(some, ["age"], 4), split=(ids["user"] < 4).to_numpy())
+    assert len(learn.model.user_bags.rows_index) == 0 and 3 not in learn.dls.classes["user"]
+
+
 def test_bad_columns_are_one_clear_line(few, told):
     for names, words in (
         (["genre"], "no column 'genre' is known here; choose from"),
@@ -224,6 +276,26 @@ def test_bad_columns_are_one_clear_line(few, told):
         stars_learner(told, "cardinal")
     with pytest.raises(ValueError, match="takes no columns"):
         stars_learner(told, "logits for each star", columns=["genres"])
+
+
+@pytest.mark.parametrize("star", [0.25, 3.5, 5.25])
+def test_a_rating_that_only_held_out_rows_have_is_refused(told, star):
+    held = told.assign(rating=told["rating"].where(told.index % 50 != 7, star))
+    split = np.flatnonzero(told.index % 10 == 7)
+    said = rf"26 of 128 validation rows have a rating \(first {star}\) that no training row has"
+    for head in HEADS:
+        with pytest.raises(BadRatings, match=said):
+            stars_learner(held, head, split=split)
+    both = held.assign(rating=held["rating"].where(told.index > 0, star))
+    assert star in stars_learner(both, split=split, n_factors=4).loss_func.stars
+
+
+def test_ratings_that_are_all_alike_or_all_different_are_no_classes(told):
+    rng = np.random.default_rng(0)
+    with pytest.raises(BadRatings, match="all training rows are rated 3; classes need two"):
+        stars_learner(told.assign(rating=3))
+    with pytest.raises(BadRatings, match=r"256 of 256 validation rows have a rating \(first \d\.\d+\)"):
+        stars_learner(told.assign(rating=rng.uniform(1, 5, len(told))))
 
 
 def test_every_head_gives_probabilities_and_learns(starred):

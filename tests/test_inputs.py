@@ -33,6 +33,7 @@ from collab_repro.command import ratings as command_ratings
 from collab_repro.command.ratings import at_command_line, ratings_for
 from collab_repro.evidence.eight_runs import run_learner
 from collab_repro.interpret import UnknownId, UnknownTitle
+from collab_repro.sources.notes import kept
 from collab_repro.sources.roles import columns_of
 
 USUAL = [
@@ -93,7 +94,7 @@ def test_a_checked_frame_keeps_its_columns_whatever_they_are_called(planted):
 def test_a_column_that_is_called_0_is_a_name_too():
     ratings = pd.DataFrame([], columns=range(4))
     assert columns_of(ratings, 1, 0) == [1, 0, 2]
-    ratings.attrs["columns"] = [0, 1, 2, 3]
+    kept(ratings, columns=[0, 1, 2, 3])
     with pytest.warns(UserWarning, match="taking 1 as the user, 2 as the item, 0 as the rating"):
         assert columns_of(ratings, rating=0) == [1, 2, 0]
 

@@ -1,6 +1,7 @@
 """What a model learned, read by title. `made` makes the small models of known numbers for other tests too."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from collab_repro import (
     DotProductBias,
     DotProductBiasParams,
     Learned,
+    compare,
     copy_weights,
     factor_pca,
     fit,
@@ -21,7 +23,7 @@ from collab_repro import (
     movie_factors,
     similar_movies,
 )
-from collab_repro.interpret import UnknownTitle, n_ratings
+from collab_repro.interpret import UnknownTitle, movies, n_ratings
 from collab_repro.models import tables
 
 BIASED = [DotProductBias, DotProductBiasParams, EmbeddingDotBias]
@@ -74,6 +76,26 @@ def test_the_same_tables_read_the_same_from_any_model_and_stay_put(planted, lear
     for name, table in tables(other.model).items():
         was, place = before[name]
         assert torch.equal(table, was) and table.data_ptr() == place and table.requires_grad
+
+
+@pytest.mark.parametrize(
+    "attrs",
+    [
+        {"source": Path("a.csv")},
+        {"source": None, "name": Path("a.csv")},
+        {"source": "", "name": "a.csv"},
+        {"source": np.array("a.csv"), "name": np.arange(3), "mine": np.arange(3)},
+    ],
+)
+def test_the_source_may_be_any_object(few, attrs):
+    few = few.copy()
+    few.attrs = attrs
+    found = learner(few, n_factors=3)
+    assert movie_bias(found).attrs["source"] == movies(found).source == "a.csv, DotProductBias"
+    found.dls.train_ds.items.attrs = attrs  # as they come to a Learner without `check_ratings`
+    assert movie_bias(found).attrs["source"] == movies(found).source == "a.csv, DotProductBias"
+    curves = compare(few, seeds=[0], epochs=1, n_factors=3)
+    assert curves["data"].eq(str(attrs.get("name", ""))).all()
 
 
 def test_movie_bias_is_by_title_lowest_first(planted):

@@ -143,6 +143,8 @@ def test_the_order_is_fixed_by_seed_and_epoch_alone():
     assert first[1] == shuffled(50, seed=5, epoch=1).tolist()
     with pytest.raises(ValueError, match="non-negative"):
         numbered(50, shuffle_seed=-1)
+    with pytest.raises(ValueError, match=r"seed 1\.5 "):
+        numbered(50, shuffle_seed=1.5)
 
 
 def test_neighbouring_seeds_and_epochs_are_unrelated():

@@ -3,6 +3,7 @@
 import contextlib
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from fastai.callback.core import Callback, CancelFitException, CancelTrainException
@@ -215,6 +216,21 @@ def test_it_steps_aside_for_a_callback_that_must_see_batches_and_says_so(few, cb
     assert len(said) == 1
 
 
+@pytest.mark.parametrize(
+    "event, times", [("before_train", 2), ("after_cancel_train", 0), ("after_cancel_validate", 0)]
+)
+def test_a_callback_hears_what_fastais_own_loop_lets_it_hear(few, event, times):
+    """Late preparations, and cancellations, of which there are none."""
+    heard = {True: [], False: []}
+    for fast in heard:
+        told = {"order": FastLoop.order + 1, event: lambda self, fast=fast: heard[fast].append(event)}
+        learn = make(few, [FastLoop] * fast + [type("Told", (Callback,), told)])
+        warned = pytest.warns(UserWarning, match="FastLoop steps aside: Told")
+        with warned if fast else contextlib.nullcontext():
+            quietly(learn, "fit", 2)
+    assert heard[True] == heard[False] == [event] * times
+
+
 class NoTraining(Callback):
     def before_train(self):
         raise CancelTrainException
@@ -305,6 +321,38 @@ def test_an_interrupted_learner_is_still_usable_and_keeps_its_progress(few, wher
     assert quietly(learn, "get_preds")[0].shape == (256, 1)
 
 
+def test_batches_in_any_form_that_fastai_takes(few):
+    """Inputs as a list, as PyTorch makes them of rows ((user, movie), rating); rows without a rating."""
+
+    class Rows(torch.utils.data.Dataset):
+        def __len__(self):
+            return 256
+
+        def __getitem__(self, i):
+            row = few.iloc[i]
+            return (int(row["user"]) % 60, int(row["movie"]) % 45), np.float32(row["rating"])
+
+    class OfList(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = DotProductBias(60, 45, 4)
+
+        def forward(self, pair):
+            return self.inner(torch.stack(pair, dim=1))
+
+    learns = []
+    for cbs in ([FastLoop], []):
+        torch.manual_seed(0)
+        dls = DataLoaders(*(DataLoader(Rows(), batch_size=64) for _ in range(2)), device="cpu")
+        learns.append(Learner(dls, OfList(), loss_func=MSELossFlat(), opt_func=FusedAdam, cbs=cbs))
+        quietly(learns[-1], "fit_one_cycle", 2, 5e-3)
+    assert_same(*learns)
+    for cbs in ([FastLoop], []):
+        learn = make(few, cbs, metrics=[rmse])
+        unrated = learn.dls.test_dl(few[["user", "title"]])
+        assert list(quietly(learn, "validate", dl=unrated)) == [None, None]
+
+
 def test_batches_on_another_device_than_the_model_are_moved_to_it(few):
     """As fastai does, whatever the loaders' device was."""
 
@@ -329,6 +377,17 @@ def test_a_small_batch_gets_one_thread_and_the_users_setting_comes_back(work, in
             if error:
                 raise error
         assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_other_threads_than_the_callers_keep_their_setting(threads):
+    torch.set_num_threads(threads)
+    with no_subnormals():
+        assert bool(torch.tensor(1e-30) * 1e-10) == (threads == 2)
+        much = torch.full((1_000_000,), 1e-30)
+        assert bool((much * 1e-10).all()) == (threads == 2)
+    torch.set_num_threads(2)
+    assert (much * 1e-10).all()
 
 
 @pytest.mark.parametrize("before", [False, True])

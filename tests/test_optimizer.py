@@ -42,6 +42,27 @@ def test_parameters_and_state_are_adams_up_to_rounding(do_wd, hypers):
             torch.testing.assert_close(opt.state[p][name], adam.state[q][name], rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("cut", [
+    lambda whole: whole[:, :5],
+    lambda whole: whole[::3],
+    lambda whole: whole[:, ::2],
+    lambda whole: whole.T,
+    lambda whole: whole[2:7, 1:3],
+])  # fmt: skip
+def test_a_part_of_a_tensor_is_stepped_as_adam_does_and_the_rest_stays(cut):
+    wholes = []
+    for f in (FusedAdam, Adam):
+        torch.manual_seed(0)
+        whole = torch.randn(33, 9)
+        param, rest = nn.Parameter(cut(whole)), torch.ones_like(whole)
+        cut(rest).zero_()
+        before, opt = whole[rest.bool()].clone(), f([param], lr=0.05, wd=0.1)
+        steps_on(opt, [param], range(9))
+        assert torch.equal(whole[rest.bool()], before)
+        wholes.append((whole, opt.state[param]["grad_avg"], opt.state[param]["sqr_avg"]))
+    torch.testing.assert_close(*wholes, rtol=2e-5, atol=2e-6)
+
+
 def test_hyper_parameters_default_to_adams():
     ours, theirs = (f([nn.Parameter(torch.zeros(2))], lr=0.1).hypers for f in (FusedAdam, Adam))
     assert ours == theirs

@@ -1,7 +1,9 @@
 """Jobs in forked processes: their results in order, their messages, their failures."""
 
+import multiprocessing
 import os
 import signal
+import time
 
 import pytest
 from threadpoolctl import threadpool_info
@@ -43,3 +45,22 @@ def dies(report):
 def test_a_job_that_fails_ends_the_others(job, error, match):
     with pytest.raises(error, match=match):
         in_processes([lambda report: signal.pause(), job], 2, print)
+
+
+def test_a_failure_ends_no_process_that_others_started():
+    own = []
+
+    def starts(message):  # while the jobs run
+        own.append(multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,)))
+        own[0].start()
+
+    def fails_later(report):
+        report("now")
+        time.sleep(1)
+        raise KeyError("no such thing")
+
+    with pytest.raises(KeyError, match="no such"):
+        in_processes([lambda report: signal.pause(), fails_later], 2, starts)
+    assert own[0].is_alive()
+    own[0].kill()
+    own[0].join()

@@ -1,5 +1,6 @@
 """Somebody new folded in, the titles listed for them, and how well a model ranks, each computed twice."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -244,6 +245,46 @@ def test_wrong_requests(learn):
         recommend(learn, 7, -1)
     with pytest.raises(ValueError, match="one model at least"):
         recommend([], 7)
+    other = replace(Learned.of(learn), titles=[f"{title}!" for title in Learned.of(learn).titles])
+    for function in (recommend, ranking):
+        with pytest.raises(ValueError, match="no title in common"):
+            function([learn, other], pd.DataFrame({"user": [7], "title": ["A"], "rating": [5]}))
+
+
+def test_nothing_is_said_of_somebody_by_a_title_without_training_rows(planted):
+    title = planted["title"].mode()[0]
+    mask = (planted["title"] == title).to_numpy() | (np.arange(len(planted)) % 9 == 0)
+    with pytest.warns(UserWarning, match="without a training row"):
+        learn = learner(planted, split=mask, n_factors=4)
+    fit([learn], 2)
+    for function in (fold_in, recommend):
+        with pytest.raises(UnknownTitle, match=rf"'{re.escape(title)}' has no rating among the training"):
+            function(learn, {title: 5})
+    user = planted.loc[planted["title"] == title, "user"].iloc[0]
+    without = planted[planted["title"] != title]
+    pd.testing.assert_frame_equal(recommend(learn, user), recommend(learn, user, seen=without))
+
+
+def test_a_title_with_one_training_row_can_be_listed():
+    learned = made([[1.0], [2.0], [3.0]], counts=[9, 1, 0], bias=[0.0, 5.0, 9.0])
+    assert recommend(learned, {}, min_ratings=0)["title"].tolist() == ["B", "A"]
+
+
+@pytest.mark.parametrize("name", ["stars", "rating_of_mine"])
+def test_the_stars_are_the_column_that_was_trained_on(planted, name):
+    other = planted.rename(columns={"rating": name})[["user", "title", "timestamp", name, "movie"]]
+    learn = learner(other, n_factors=4, rating_name=name)
+    fit([learn], 1)
+    held = other.iloc[learn.dls.valid_ds.items.index]
+    right = ranking(learn, held[["user", "title", name]], 5)
+    assert ranking(learn, held, 5).equals(right)
+    assert ranking(learn, held.assign(rating=5), 5).equals(right), "whatever else is called so"
+    assert recommend(learn, 7, seen=other).equals(recommend(learn, 7))
+    if name == "stars":  # tables alone go by the name
+        seen = other.iloc[learn.dls.train_ds.items.index]
+        assert ranking(Learned.of(learn), held, 5, seen=seen).equals(right)
+        with pytest.raises(ValueError, match=r"any of the columns .'timestamp', 'movie'.; call one"):
+            ranking(learn, held.drop(columns="stars"))
 
 
 @pytest.fixture(scope="module")
@@ -303,6 +344,7 @@ def test_a_floor_leaves_titles_out_and_what_is_out_counts_as_missed():
     seen = pd.DataFrame({"user": [1, 2], "title": ["C", "A"], "rating": [5, 5]})
     held = pd.DataFrame({"user": [1, 1, 1, 2], "title": ["B", "B", "C", "B"], "rating": [4, 5, 5, 3]})
     assert ranking(learned, held, 1, seen=seen).loc["prediction"].tolist() == [1, 1]  # C was seen
+    assert list(ranking(learned, held, seen=seen)) == ["recall@10", "ndcg@10"]
     assert ranking(learned, held, 1, seen=seen).loc["popularity"].tolist() == [0, 0]  # A
     for k in (1, 3):
         assert ranking(learned, held, k, seen=seen, min_ratings=5).to_numpy().max() == 0  # B is out

@@ -24,6 +24,7 @@ ROWS = np.flatnonzero(MASK)
         pd.Index(ROWS),
         ROWS.astype(object),
         range(0, 4000, 5),
+        np.ma.array(ROWS),
     ],
     ids=lambda split: type(split).__name__,
 )
@@ -38,7 +39,8 @@ def test_a_mask_or_positions_put_each_row_in_one_part(planted, split):
     [
         *((split, "neither a mask of the 4,000 ratings in their order, nor a list") for split in (
             MASK[:10], pd.Series(MASK, index=range(1, 4001)), [0.5, 1], ["a", "b"], [], True, 1.0,
-            pd.Series([True, None] * 2000, dtype="boolean"), np.array(3), ROWS[:, None])),
+            pd.Series([True, None] * 2000, dtype="boolean"), np.array(3), ROWS[:, None],
+            np.ma.array(ROWS, mask=ROWS < 9), np.ma.array(MASK, mask=~MASK))),
         ([2, 0.5, 1], "entry 0: 2.0, is neither"),
         (["a", 3], "entry 0: 'a', is neither"),
         ([True] * 3999 + [None], "entry 3999: None, is neither"),

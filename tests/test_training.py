@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from fastai.collab import EmbeddingDotBias
+from fastai.collab import CollabDataLoaders, EmbeddingDotBias, EmbeddingNN, collab_learner
 from fastai.tabular.model import get_emb_sz
 
 from collab_repro import (
@@ -124,11 +124,33 @@ def test_other_column_names_batch_sizes_and_shares_are_honoured(few):
     assert curve(learn)["valid_loss"].between(0, 3).all()
 
 
+def of_its_own(dls):
+    return DotProductBias(*map(len, dls.classes.values()), 3, (0, 5.5))
+
+
+def network(dls):
+    return EmbeddingNN(get_emb_sz(dls), [5], y_range=(0, 5.5))
+
+
+@pytest.mark.parametrize("model", [of_its_own, network])
+def test_a_model_that_cannot_reach_the_ratings_is_refused(few, model):
+    twice = few.assign(rating=few["rating"] * 2.0)
+    with pytest.raises(BadRatings, match=r"'rating', row \d+ \(.*outside the model's own y_range \(0, 5.5\)"):
+        learner(twice, model, y_range=(0, 11))
+    learner(few, model)
+    learner(twice, lambda dls: CollabNN(*get_emb_sz(dls), y_range=None), y_range=None)
+
+
 def test_bad_ratings_are_refused_at_the_door(few):
     with pytest.raises(BadRatings, match=r"rating.*row 7"):
         learner(few.assign(rating=few["rating"].where(few.index != 7, 99)), **SMALL)
     with pytest.raises(BadRatings, match="stars"):
         learner(few, rating_name="stars")
+    with pytest.raises(BadRatings, match="ratings of type ndarray"):
+        learner(few.to_numpy(), split=[0, 1])
+    for own in ("seed", "order"):
+        with pytest.raises(ValueError, match="seed -1 of the batch order: it is a non-negative whole number"):
+            learner(few, **{own: -1})
 
 
 @pytest.mark.filterwarnings("ignore:Constructing a Categorical")  # fastai's way of finding the unknown
@@ -167,6 +189,24 @@ def test_a_curve_has_its_labels_first_and_one_row_an_epoch(learn):
     assert found["epoch"].tolist() == [0, 1]
     assert found[["train_loss", "valid_loss"]].to_numpy().tolist() == [list(r) for r in learn.recorder.values]
     assert found["seconds"].tolist() == learn.stopwatch.seconds and found["seconds"].between(0, 60).all()
+
+
+def test_labels_are_not_called_as_the_curves_own_columns_are(learn):
+    for name in ("epoch", "train_loss", "valid_loss", "seconds"):
+        with pytest.raises(
+            ValueError, match=rf"labels \['model', '{name}'\]: epoch, train_loss, valid_loss, sec"
+        ):
+            curve(learn, model="mine", **{name: 3})
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # fastai's
+def test_fastais_own_learner_has_a_curve_without_seconds(few):
+    plain = collab_learner(CollabDataLoaders.from_df(few, item_name="title"), n_factors=4, y_range=(0, 5.5))
+    with plain.no_bar(), plain.no_logging():
+        plain.fit_one_cycle(2)
+    found = curve(plain, seed=3)
+    assert found[["train_loss", "valid_loss"]].to_numpy().tolist() == [list(r) for r in plain.recorder.values]
+    assert found["epoch"].tolist() == [0, 1] and found["seconds"].isna().all() and found["seed"].eq(3).all()
 
 
 def test_the_curves_losses_are_mse(learn):

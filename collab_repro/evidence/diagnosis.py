@@ -54,9 +54,9 @@ def diagnose(run: object, against: int | None = None) -> Diagnosis:
       found. Nothing is trained or changed. What only a fit shows (epochs, learning rate, schedule) is left
       out before one, and after `validate()`.
     - A table of losses: what fastai printed, as text or HTML, a DataFrame with train_loss and valid_loss,
-      or a list of rows (train, valid). A row for each of the chapter's runs with both loaders, nearest
-      first: `distance`, in standard deviations between splits (root mean square over the ten losses, their
-      correlation taken into account), and `probability`, that the table is that run if it is one of them.
+      or rows (train, valid) or (epoch, train, valid). A row for each run of the chapter with both loaders,
+      nearest first: `distance`, in standard deviations between splits (root mean square over the ten losses,
+      their correlation taken into account), and `probability`, that the table is that run if it is one.
 
     Raises `DiagnosisError` for anything else.
     """
@@ -115,10 +115,14 @@ def pasted(losses: object) -> np.ndarray:
     if isinstance(losses, pd.DataFrame):
         if not set(LOSSES) <= set(losses) or losses.get("epoch", pd.Series(dtype=int)).duplicated().any():
             raise DiagnosisError(f"the table needs columns {' and '.join(LOSSES)}, and one row an epoch")
-        losses = losses[LOSSES]
+        losses = (losses.sort_values("epoch") if "epoch" in losses else losses)[LOSSES]
     try:
-        rows = np.array([list(row)[:2] for row in np.asarray(losses, dtype=object)], dtype=float)
-    except (TypeError, ValueError):
+        rows = [list(row) for row in np.asarray(losses, dtype=object)]
+        first = [float(row[0]) for row in rows]
+        if sorted(first) in ([*range(len(rows))], [*range(1, len(rows) + 1)]):  # it counts the epochs
+            rows = [rows[at][1:] for at in np.argsort(first)]
+        rows = np.array([row[:2] for row in rows], dtype=float)
+    except (IndexError, TypeError, ValueError):
         rows = np.zeros(0)
     if rows.ndim != 2 or rows.shape[1] != 2 or not np.isfinite(rows).all():
         raise DiagnosisError(

@@ -13,6 +13,7 @@ from fastai.optimizer import SGD
 from scipy.special import stdtrit
 
 from ..models import DotProductBiasParams
+from ..sources.notes import kept
 from ..training import EPOCHS, LR, WD, fit, learner
 from .ablations import mse, mse_by_row
 from .diagnosis import distances
@@ -48,7 +49,7 @@ def finals(
         share = value if setting == "rows doubled" else 1 - value
         some = ratings.sample(frac=share, random_state=0, ignore_index=True)
         ratings = pd.concat([ratings, some], ignore_index=True) if setting == "rows doubled" else some
-        ratings.attrs["duplicates"] = int(ratings.duplicated(["user", "title"]).sum())
+        kept(ratings, duplicates=int(ratings.duplicated(["user", "title"]).sum()))
     made = {"factors": {"n_factors": value}, "bs": {"bs": value}, "valid_pct": {"valid_pct": value}}
     made |= {"items": {"item_name": "movie"}, "shape": {"model": DotProductBiasParams}}
     learns = [learner(ratings, seed=seed, **made.get(setting, {})) for seed in seeds]

@@ -86,7 +86,8 @@ class Clock(nn.Module):
 
     def __init__(self, keys: np.ndarray, times: np.ndarray, n_movies: int, n_factors: int, weight: float):
         super().__init__()
-        spans = (1 + (times - times.min()) * SPANS // (np.ptp(times) + 1)).astype(np.int8)
+        spans = 1 + (times - times.min()) * SPANS // (np.ptp(times) + 1)  # the 1 is lost in nanoseconds
+        spans = spans.clip(max=SPANS).astype(np.int8)
         order = keys.argsort(kind="stable")
         keys, spans = keys[order], spans[order]
         first = np.append(True, keys[1:] > keys[:-1])

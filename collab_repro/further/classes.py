@@ -15,6 +15,7 @@ from fastai.learner import Learner
 from torch import Tensor, nn
 
 from ..models import N_FACTORS, Y_RANGE
+from ..sources import BadRatings
 from ..speed.fitting import KNOWN_MODULES
 from ..training import learner
 from .columns import with_columns
@@ -116,7 +117,8 @@ def stars_learner(
 
     Its loss is `LogLoss`; `learn.loss_func.stars` are the different ratings. `columns` as in `with_columns`;
     further `settings` go to `learner`. Raises ValueError for another head, or for columns with "logits for
-    each star", which has no score to add them to; errors of `learner` and `with_columns`.
+    each star", which has no score to add them to; `BadRatings` for fewer than two different ratings among the
+    training rows or others among the validation rows; errors of `learner` and `with_columns`.
     """
     if head not in HEADS:
         raise ValueError(f"no head {head!r}: choose from {list(HEADS)}")
@@ -125,7 +127,15 @@ def stars_learner(
     stars = []
 
     def model(dls) -> nn.Module:
-        shares = dls.train.dataset.ys.iloc[:, 0].value_counts(normalize=True).sort_index()
+        rated, held = (dl.dataset.ys.iloc[:, 0].astype(np.float32) for dl in dls)
+        shares = rated.value_counts(normalize=True).sort_index()
+        if len(shares) < 2:
+            raise BadRatings(
+                f"all training rows are rated {rated.iloc[0]:g}; classes need two ratings or more"
+            )
+        if len(other := held[~held.isin(shares.index)]):
+            told = f"{len(other):,} of {len(held):,} validation rows have a rating (first {other.iloc[0]:g})"
+            raise BadRatings(f"{told} that no training row has; round the ratings, or take another split")
         stars.append(torch.tensor(shares.index.to_numpy(np.float32)))
         sizes, shares = list(map(len, dls.classes.values())), torch.tensor(shares.to_numpy(np.float32))
         if HEADS[head] is LogitsForEach:

@@ -19,6 +19,7 @@ QUICK = {"bs": 1024, "epochs": 5, "lr": 8e-3, "wd": 1.2}
 SOURCES = {"raters": None, "rated": None, "time": "timestamp"}  # where a column has another name, or none
 IMPLICIT = {"raters", "rated"}  # of the rows of training alone, whatever their ratings
 SPREAD = {"age": 5.0, "year": 3.0}  # a number is near its neighbours: sd, in years
+YEARS = 3_000  # that no age and no year reaches
 
 
 def with_columns(
@@ -36,11 +37,11 @@ def with_columns(
     - "age", "sex", "occupation": who the user is.
     - "time": when the row was rated, from `timestamp`, in 30 spans; also of the rows held out.
 
-    Text is split at "|", a number is spread over its neighbours. A mapping gives other weights than `COLUMNS`
-    does. With a `rank`, the bags "raters" and "rated" are cut down to so many main directions: for millions
-    of ratings, where reading the whole bags in each step takes too long.
+    Text is split at "|", lists and sets into their values; a number is spread over its neighbours. A mapping
+    gives other weights than `COLUMNS` does. With a `rank`, the bags "raters" and "rated" are cut down to so
+    many main directions: for millions of ratings, where reading the whole bags in each step takes too long.
 
-    Raises `BadRatings` for a column that isn't known or isn't there, ValueError for a `rank` below 1.
+    Raises `BadRatings` for an unknown, missing or unfit column, ValueError for a `rank` below 1.
     """
     weights = dict(columns) if isinstance(columns, Mapping) else {name: COLUMNS.get(name) for name in columns}
     if rank is not None and rank < 1:
@@ -56,9 +57,12 @@ def with_columns(
         column = ratings.get(SOURCES.get(name, name)) if name in (*SPREAD, "time") else None
         if column is not None:
             numeric = pd.api.types.is_numeric_dtype(column)
-            finite = np.isfinite(column.to_numpy(float, na_value=np.nan)) if numeric else np.zeros(1, bool)
-            if not finite.any() or (name == "time" and not finite.all()):
+            number = column.to_numpy(float, na_value=np.nan) if numeric else np.full(1, np.nan)
+            if np.isnan(number).all() or (name == "time" and not np.isfinite(number).all()):
                 raise BadRatings(f"column {column.name!r} does not hold numbers, which {name!r} needs")
+            if name != "time" and (wrong := np.abs(number) >= YEARS).any():
+                where = f"column {column.name!r}, row {(row := wrong.argmax())} ({number[row]:g})"
+                raise BadRatings(f"{where}: no {name} within {YEARS:,} years; correct it, or leave it empty")
 
     def model(dls) -> DotProductColumns:
         train = dls.train.dataset
@@ -105,11 +109,10 @@ def _years(titles: Iterable[str]) -> pd.Series:
 
 def _known(ratings: pd.DataFrame, name: str, by: str, vocab: list) -> sparse.csr_matrix:
     """(len(vocab), values): what the column `name` says of each user or movie; `by` is the column of ids."""
-    if name not in ratings:  # the year, from the titles
-        return _values(_years(vocab), SPREAD[name])
-    known = ratings.drop_duplicates(by).set_index(by)[name]
+    known = ratings.drop_duplicates(by).set_index(by, drop=False)[name if name in ratings else "title"]
     known.index = known.index.astype(object)  # it may be a category
-    return _values(known.reindex(vocab), SPREAD.get(name))
+    known = known.reindex(vocab)
+    return _values(known if name in ratings else _years(known), SPREAD.get(name))
 
 
 def _who_with_whom(pairs: list[pd.Series], sizes: list[int], side: int) -> sparse.csr_matrix:
@@ -136,10 +139,12 @@ def _main_directions(entries: sparse.csr_matrix, rank: int) -> np.ndarray:
 def _values(known: pd.Series, spread: float | None) -> sparse.csr_matrix:
     """(rows, values) of length 1 in each row that has a value: text split at "|", or a number `spread`."""
     if spread is None:
+        known = known.map(lambda cell: "|".join(map(str, cell)) if pd.api.types.is_list_like(cell) else cell)
         entries = known.astype(str).where(known.notna(), "").str.get_dummies().to_numpy(float)
     else:
         number = known.to_numpy(float)[:, None]
-        grid = np.arange(np.nanmin(number), np.nanmax(number) + spread, spread)
+        low, high = np.nan_to_num(pd.Series(number[:, 0]).agg(["min", "max"]))  # of training rows none may be
+        grid = np.arange(low, high + spread, spread)
         entries = np.nan_to_num(np.exp(-0.5 * ((number - grid) / spread) ** 2))
         entries[entries < 0.01] = 0
     length = np.sqrt((entries**2).sum(axis=1, keepdims=True))

@@ -106,7 +106,8 @@ class Together:
     """One model or several over the titles that all of them know: row i of each side's films is `titles[i]`.
 
     `learned`: their tables; `titles` (n,); `n_ratings` (n,): training ratings, the fewest of the models.
-    Raises `BadRatings` for a model that does not know its training ratings, as an exported Learner.
+    Raises `BadRatings` for a model that does not know its training ratings, as an exported Learner, and
+    ValueError for models without a title in common.
     """
 
     learned: list[Learned]
@@ -120,6 +121,8 @@ class Together:
         titles = pd.Index(learned[0].titles[1:], dtype=object)
         for one in learned[1:]:
             titles = titles[titles.isin(one.titles)]
+        if titles.empty:
+            raise ValueError("the models have no title in common")
         sides, counts = [Sides.of(one) for one in learned], []
         if not all(side.n_rows for side in sides):
             remedy = "keep Learned.of(learn).save(path) instead"

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from ..interpret import MIN_RATINGS, trained
-from ..sources.roles import columns_of
+from ..sources.roles import is_named
 from .folding import Stars, fold, lifts, rated
 from .learned import Learned, Learns
 from .predicting import Together, check_columns, several
@@ -79,16 +79,18 @@ def _best(models: Together, people, rows, stars, often: np.ndarray, n: int, sett
 def seen_rows(learn: list, seen: pd.DataFrame | None, *parts: str) -> pd.DataFrame:
     """Who rated what, as columns user, title and stars: `seen`, or the rows of the first Learner in `learn`.
 
-    The stars of `seen` are the column that a Learner was trained on, else the one that is called so (see
-    `check_ratings`). `parts` are datasets of the Learner, by default both. Raises ValueError for missing or
+    The stars of `seen` are the column that a Learner was trained on, else the one whose name says so, or the
+    only one left. `parts` are datasets of the Learner, by default both. Raises ValueError for missing or
     doubled columns, and where there is no Learner to ask.
     """
     dls = next((one.dls for one in learn if hasattr(one, "dls")), None)
     if seen is not None:
         check_columns(seen, names := list(Learned.of(learn[0]).names))
-        stars = dls.train_ds.y_names[0] if dls else None
-        names = columns_of(seen, *names, stars if stars in seen else None)
-        return seen[names].set_axis(["user", "title", "stars"], axis=1)
+        left, own = [name for name in seen if name not in names], dls and dls.train_ds.y_names[0]
+        stars = [n for n in left if n == own] or [n for n in left if is_named(n, "rating")] or left
+        if len(stars) != 1:
+            raise ValueError(f"the stars may be any of the columns {stars}; call one of them 'rating'")
+        return seen[names + stars].set_axis(["user", "title", "stars"], axis=1)
     if dls is None:
         raise ValueError("tables alone do not say who rated what: pass the ratings as seen=")
     rows = pd.concat([getattr(dls, part).items for part in parts or ("train_ds", "valid_ds")])

@@ -7,7 +7,7 @@ from unicodedata import normalize
 import numpy as np
 import pandas as pd
 
-from .notes import BadRatings, note
+from .notes import BadRatings, kept, note
 from .roles import columns_of, is_named
 
 Y_RANGE = (0, 5.5)  # the chapter's
@@ -29,8 +29,8 @@ def check_ratings(
 
     Columns that are not given are taken by their names, or else by place (see `columns_of`, which says so).
     The result keeps their names and the order of the rows, and is indexed from 0; the input is not changed.
-    `.attrs["duplicates"]` counts the rows that repeat a pair of user and item, and a warning gives the
-    number unless the input's `.attrs` already had it.
+    Of the input's `.attrs` it keeps `name` and `source`, as text; `.attrs["duplicates"]` counts the rows that
+    repeat a pair of user and item, and a warning gives the number unless it was known of the input.
 
     Ids become integers, text (object) or categories that are all in use. Floats that are whole numbers
     become integers: fastai would make them float32, in which ids above 2**24 coincide. For integer ids,
@@ -46,24 +46,26 @@ def check_ratings(
     try:
         user, item, rating = names = columns_of(ratings, user_name, item_name, rating_name)
         _check_settings(len(ratings), y_range, bs, valid_pct, alike)
-        alike = alike or ratings.attrs.get("alike")
+        alike = alike or kept(ratings).get("alike")
         checked = ratings[names].reset_index(drop=True)
+        about = {key: ratings.attrs.get(key) for key in ("name", "source")}
+        checked.attrs = {key: str(value) for key, value in about.items() if value is not None}
         checked[user], users = _check_ids(checked[user], alike)
         checked[item], items = _check_ids(checked[item], alike, fold=str.casefold)
         sure = rating_name is not None or is_named(rating, "rating")
         checked[rating] = _check_stars(checked[rating], y_range, sure)
     except BadRatings as error:
-        if error.row is not None and "lines" in ratings.attrs and ratings.index.dtype.kind == "i":
-            (first, gaps), row = ratings.attrs["lines"], ratings.index[error.row]  # as the file had it
+        if error.row is not None and "lines" in kept(ratings) and ratings.index.dtype.kind == "i":
+            (first, gaps), row = kept(ratings)["lines"], ratings.index[error.row]  # as the file had it
             line = first + row + bisect_right(gaps, row)
             error.args = (error.args[0].replace(f"row {error.row} ", f"row {error.row}, line {line:,} ", 1),)
         raise
     duplicates = repeated(users, items)
-    if duplicates and duplicates != ratings.attrs.get("duplicates"):
+    if duplicates and duplicates != kept(ratings).get("duplicates"):
         told = f"{duplicates:,} of {len(checked):,} rows repeat a pair of {user} and {item}"
         note(f"{told}: each row counts, and a pair may be in both training and validation")
-    checked.attrs |= {"columns": names, "duplicates": duplicates} | ({"alike": alike} if alike else {})
-    checked.attrs.pop("lines", None)
+    checked.attrs["duplicates"] = duplicates
+    kept(checked, columns=names, duplicates=duplicates, alike=alike)
     return checked
 
 
@@ -75,6 +77,8 @@ def repeated(users: np.ndarray, items: np.ndarray) -> int:
 
 
 def _check_settings(n: int, y_range: object, bs: int, valid_pct: float, alike: str | None) -> None:
+    if not 0 <= valid_pct < 1:
+        raise BadRatings(f"valid_pct={valid_pct}: it is a share from 0 to 1, .2 for a fifth")
     if (n_train := n - int(valid_pct * n)) < bs or bs < 1:
         problem = f"{n} rows leave {n_train} to train on, fewer than a batch of {bs}"
         raise BadRatings(f"{problem}; give more ratings or a smaller bs")
@@ -93,7 +97,7 @@ def check_split(split: object, ratings: pd.DataFrame, bs: int = 64) -> list[int]
     """
     n = len(ratings)
     try:
-        rows = np.asarray(split)
+        rows = np.empty(0, object) if np.ma.is_masked(split) else np.asarray(split)
         rows = np.array(rows.tolist()) if rows.dtype == object else rows
     except ValueError:  # lists of different lengths
         rows = np.empty(0, object)
@@ -144,7 +148,12 @@ def _check_ids(
     column: pd.Series, alike: str | None, fold: Callable[[str], str] = str
 ) -> tuple[pd.Series, np.ndarray]:
     """A column of ids, and its codes: 0, 1, ... in order of appearance."""
-    codes, uniques = pd.factorize(column)
+    try:
+        codes, uniques = pd.factorize(column)
+    except (TypeError, NotImplementedError):  # of pandas and of Arrow
+        lists = column.map(pd.api.types.is_list_like).to_numpy(bool)
+        _refuse(column, lists, "several values, not one id", "make it text with astype(str)")
+        raise
     values = np.asarray(uniques)
     _refuse(column, codes < 0, "no id", "drop such rows with dropna() or fill them")
     if len(values) < 2:

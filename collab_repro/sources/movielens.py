@@ -23,7 +23,7 @@ import pandas as pd
 
 from .archives import Archive, download, fastai_path, keep, pip_download
 from .checks import repeated
-from .notes import RatingsUnavailable, reason
+from .notes import RatingsUnavailable, kept, reason
 
 VARIABLE = "COLLAB_REPRO_DATA"
 UNREADABLE = OSError, ValueError, KeyError, BadZipFile, HTTPException  # by what a place lacks or damaged
@@ -192,6 +192,7 @@ def _read(
         if len(test) != ratings["held_out"].sum() or len(test) != len(ratings) // 5:
             raise ValueError(f"not the published u{fold}.test ({len(test):,} rows read)")
     ratings.attrs.update(name=name, source=source, duplicates=duplicates)
+    kept(ratings, duplicates=duplicates)
     return ratings
 
 

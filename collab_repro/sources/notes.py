@@ -4,6 +4,8 @@ import warnings
 from pathlib import Path
 from urllib.error import URLError
 
+import pandas as pd
+
 SAID: set[object] = set()
 
 
@@ -15,6 +17,13 @@ class BadRatings(ValueError):
     """Ratings that a model can't be trained on: the column, the row (from 0, as in iloc) and a remedy."""
 
     row: int | None = None
+
+
+def kept(ratings: pd.DataFrame, **more: object) -> dict[str, object]:
+    """What this package keeps in `ratings.attrs["collab_repro"]`, after adding `more`."""
+    own = {**ratings.attrs.get("collab_repro", {}), **more}
+    ratings.attrs |= {"collab_repro": own} if more else {}
+    return own
 
 
 def reason(error: Exception) -> str:

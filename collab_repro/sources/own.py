@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from .content import MOST, TOO_LARGE, text_in, unpacked
-from .notes import RatingsUnavailable, note, reason
+from .notes import RatingsUnavailable, kept, note, reason
 from .roles import is_named
 
 SUFFIXES = ".csv", ".tsv", ".txt", ".dat", ".data", ".inter", ".gz", ".bz2", ".xz", ".zip", ".parquet"
@@ -34,8 +34,8 @@ def load_own(path: str | Path) -> pd.DataFrame:
     Whatever else is guessed at stands in a warning or is refused. Only an empty field is a missing value: a
     film may be called NA. Ids with leading zeros or of more than 18 digits stay text.
 
-    `.attrs` holds the file's `name`, a sentence on its `source` and, for text, the `lines` that the rows
-    stand on: that of the first, and the rows that another line comes before. Raises `RatingsUnavailable`.
+    `.attrs` holds the file's `name` and a sentence on its `source`; `kept` has, for text, the `lines` of the
+    rows: that of the first, and the rows that another line comes before. Raises `RatingsUnavailable`.
     """
     file = Path(path).expanduser()
     try:
@@ -102,7 +102,7 @@ def _table(text: str, suffix: str) -> pd.DataFrame:
     lines = lines[int(not no_header) :]
     if len(lines) == len(ratings) > 0:
         gaps = np.repeat(np.arange(1, len(lines)), np.diff(lines) - 1)
-        ratings.attrs["lines"] = int(lines[0]), tuple(gaps.tolist())
+        kept(ratings, lines=(int(lines[0]), tuple(gaps.tolist())))
     return ratings
 
 

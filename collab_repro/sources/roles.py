@@ -5,7 +5,7 @@ from numbers import Real
 
 import pandas as pd
 
-from .notes import BadRatings, note
+from .notes import BadRatings, kept, note
 
 ITEM = "(movie|film|book|item|product|anime|game|song|track|artist|joke|recipe|restaurant|business|beer|show)"
 ROLES = {  # names without case, blanks and signs; the first kind is preferred, as the chapter's `title` is
@@ -29,8 +29,10 @@ def columns_of(
     index of pandas. A warning tells which were taken where they aren't simply the first three, with `title`
     for the second. Raises `BadRatings` where a role has no column, or several that are called so.
     """
+    if not isinstance(ratings, pd.DataFrame):
+        raise BadRatings(f"ratings of type {type(ratings).__name__}: pd.DataFrame(ratings) makes a DataFrame")
     columns, given = list(ratings.columns), dict(zip(ROLES, (user, item, rating), strict=True))
-    if {*given.values()} == {None} and ratings.attrs.get("columns") == columns:
+    if {*given.values()} == {None} and kept(ratings).get("columns") == columns:
         return columns  # `check_ratings` made it
     taken = {role: name for role, name in given.items() if name is not None}
     for role, kinds in ROLES.items():
