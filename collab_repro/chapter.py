@@ -26,7 +26,6 @@ class Run:
     reprinted: tuple[tuple[float, float], ...] = ()
 
 
-DATA = "ml-100k"  # the only ratings that the book's numbers are set beside, see `data_name`
 Y = (0, 5.5)
 RUNS = {
     run.number: run

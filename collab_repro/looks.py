@@ -117,7 +117,7 @@ def foot(ax: Axes, source: str) -> None:
 
 def epochs_axis(ax: Axes, ylabel: str) -> None:
     ax.set_xlabel("epoch")
-    ax.set_ylabel(ylabel)
+    ax.set_ylabel("\n".join(one_line(line, 48) for line in ylabel.split("\n")))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(axis="y", color="0.9")
     ax.set_axisbelow(True)
@@ -142,6 +142,7 @@ def end_labels(ax: Axes, labels: Sequence[tuple[float, str, str]], lines: int = 
     free = np.array([max(min(mean[i][k - i :]) for i in range(k + 1)) for k in range(n)]) + steps
     look = {"xycoords": ax.get_yaxis_transform(), "fontsize": 8, "va": "center"}
     for (y, text, colour), up in zip(labels, free - at, strict=True):
+        text = "\n".join(one_line(line, 48) for line in text.split("\n"))
         ax.annotate(text, (1, y), (6, up), color=colour, **look, **OFFSET)
 
 

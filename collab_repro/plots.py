@@ -37,8 +37,7 @@ def plot_curves(
             mean = wide.mean(axis=1)
             panel.plot(wide, color=colour, linewidth=0.8, alpha=0.5)
             panel.plot(mean, color=colour, linestyle=line, marker=marker, markersize=4, linewidth=2)
-            ours = f"{signs[0]} {looks.one_line(model, 40)} {mean.iloc[-1]:.3f}"
-            labels.append((mean.iloc[-1], ours, colour))
+            labels.append((mean.iloc[-1], f"{signs[0]} {model} {mean.iloc[-1]:.3f}", colour))
             if published is not None and (published["model"] == model).any():
                 book = published[published["model"] == model].sort_values("epoch")
                 hollow = {"color": colour, "marker": marker, "markersize": 7, "zorder": 4} | looks.HOLLOW
@@ -66,8 +65,7 @@ def plot_difference(
     ax.plot(wide[second] - wide[first], color=looks.GREY, linewidth=0.9, alpha=0.7)
     ax.fill_between(mean.index, mean["low"], mean["high"], color="0.85", linewidth=0)
     ax.plot(mean["mean"], color="black", marker="o", markersize=4, linewidth=2)
-    names = " − ".join(looks.one_line(name, 30) for name in (second, first))
-    looks.epochs_axis(ax, f"difference in {looks.LOSSES[loss]}\n{names}")
+    looks.epochs_axis(ax, f"difference in {looks.LOSSES[loss]}\n{second} − {first}")
     last = mean.iloc[-1]
     labels = [(last["mean"], f"mean {last['mean']:+.4f}", "black")]
     if last["n"] > 1:

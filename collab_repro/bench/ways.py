@@ -19,12 +19,12 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import MSELossFlat
 
-from ..chapter import DATA
 from ..evidence.eight_runs import data_name
 from ..loader import RatingsDL
 from ..models import N_FACTORS, Y_RANGE, DotProductBias, YRange
 from ..processes import usable_cores
 from ..sources import check_ratings
+from ..sources.files import DATA
 from ..speed import FastLoop, FusedAdam, few_threads
 from ..training import BS, EPOCHS, LR, WD, fit, learner
 

@@ -7,13 +7,13 @@ import pandas as pd
 from fastai.learner import Learner
 from tqdm import tqdm
 
-from ..chapter import DATA, RUNS
+from ..chapter import RUNS
 from ..comparison import BOTH, SameStart, curves_of, learners
 from ..evidence.effects import CHANGES, confusion, loader_effects, measure, spread_of, wide
 from ..evidence.eight_runs import against_the_book, data_name, reproduce
 from ..models import copy_weights
 from ..recommending.learned import Learned
-from ..sources.files import write_table
+from ..sources.files import DATA, write_table
 from ..training import BS, EPOCHS, LR, WD, Y_RANGE, fit, learner
 from . import folder
 from .ratings import settings_for

@@ -17,13 +17,13 @@ from matplotlib.axes import Axes
 from tqdm import tqdm
 
 from .. import plots
-from ..chapter import DATA, RUNS, published
+from ..chapter import RUNS, published
 from ..evidence import figures
 from ..interpret import factor_pca, movie_bias
 from ..looks import one_line, root
 from ..processes import in_processes, usable_cores
 from ..recommending.learned import Learned
-from ..sources.files import FileError, read_losses, write_table, write_whole
+from ..sources.files import DATA, FileError, read_losses, write_table, write_whole
 
 CURVES = ["data", "model", "seed", "epoch", "train_loss", "valid_loss", "seconds"]
 CHAPTER = ["data", "run", "model", "split", "epoch", "train_loss", "valid_loss"]

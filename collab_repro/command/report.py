@@ -6,11 +6,12 @@ from importlib.metadata import version
 
 import pandas as pd
 
-from ..chapter import DATA, published
+from ..chapter import published
 from ..curves import difference, summary
 from ..interpret import UnknownTitle, movie_bias, similar_movies, suggest
 from ..looks import one_line
 from ..recommending.learned import Learned
+from ..sources.files import DATA
 
 LOSSES = "train_loss", "valid_loss"
 

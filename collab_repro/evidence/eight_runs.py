@@ -13,11 +13,11 @@ from fastai.learner import Learner
 from fastai.tabular.model import get_emb_sz
 from torch import Tensor
 
-from ..chapter import DATA, RUNS, published
+from ..chapter import RUNS, published
 from ..models import Y_RANGE, CollabNN, DotProduct, DotProductBias, DotProductBiasParams
 from ..processes import usable_cores
 from ..sources import check_ratings
-from ..sources.files import read_losses, write_table
+from ..sources.files import DATA, read_losses, write_table
 from ..training import BS, EPOCHS, LR, WD, curve, fit, learner
 
 MODELS = {

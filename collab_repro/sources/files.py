@@ -16,6 +16,7 @@ import pandas as pd
 
 HOST = platform.node().replace(".", "-")  # this machine
 KEYS = ("data", "model", "run", "seed", "split", "size", "epoch")  # what tells two rows of losses apart
+DATA = "ml-100k"  # the only `data` that the book's numbers are set beside, see `data_name`
 TEXTS = ("data", "model", "size")  # the columns that hold no numbers
 OURS = r"(curves|difference|chapter|effects|spread|report|(bench|learned|bias|factors)-.+)\.(csv|md|npz|png)"
 STALE = 3600  # seconds after which an unfinished file counts as abandoned, whoever wrote it
