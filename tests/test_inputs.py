@@ -40,7 +40,8 @@ USUAL = [
     "userId,movieId,rating,timestamp -> userId,movieId,rating",
     "user_id:token,item_id:token,rating:float -> user_id:token,item_id:token,rating:float",
     "User-ID,ISBN,Book-Rating -> User-ID,ISBN,Book-Rating",
-    "a,b,c,d -> a,b,c",
+    "a,b,c -> a,b,c",
+    "candidate,who,what -> candidate,who,what",
 ]
 TOLD = [
     "user,title,votes,rating -> user,title,rating",
@@ -51,6 +52,13 @@ TOLD = [
     "Unnamed: 0,who,what,how -> who,what,how",
     "index,who,what,how -> who,what,how",
     "a,b,unix_time,c -> a,b,c",
+    "who,updateDate,candidate,sentiment,watchdates -> who,candidate,sentiment",
+    "a,b,c,d -> a,b,c",
+    "user,Alien,Heat,Fargo -> user,Alien,Heat",
+    "user,item,num_ratings,value -> user,item,value",
+    "user,title,average_rating,my_rating -> user,title,my_rating",
+    "user,item,voteCount,mean-score,country -> user,item,country",
+    "user,item,when,N,avgRating -> user,item,when",
     "stars,film,who -> who,film,stars",
     "reviewerID,asin,reviewerName,reviewText,overall -> reviewerID,asin,overall",
     "score,username,user_id,movieId,movie_title -> user_id,movie_title,score",
@@ -91,9 +99,9 @@ def test_a_checked_frame_keeps_its_columns_whatever_they_are_called(planted):
 
 
 def test_a_column_that_is_called_0_is_a_name_too():
-    ratings = pd.DataFrame([], columns=range(4))
+    ratings = pd.DataFrame([], columns=range(3))
     assert columns_of(ratings, 1, 0) == [1, 0, 2]
-    ratings.attrs["columns"] = [0, 1, 2, 3]
+    ratings.attrs["columns"] = [0, 1, 2]
     with pytest.warns(UserWarning, match="taking 1 as the user, 2 as the item, 0 as the rating"):
         assert columns_of(ratings, rating=0) == [1, 2, 0]
 
