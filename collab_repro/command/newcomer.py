@@ -33,7 +33,7 @@ def recommend_command(args: argparse.Namespace, ratings: None, bar: tqdm) -> Non
 
 
 def stars(given: list[str]) -> pd.Series:
-    """Stars by title from TITLE=STARS and files, in which they are the columns called so, or first and last."""
+    """Stars by title from TITLE=STARS and files, where they are the columns called so or first and last."""
     parts = []
     for text in given:
         title, equals, number = text.rpartition("=")

@@ -91,8 +91,10 @@ def _table(text: str, least: int) -> pd.DataFrame:
             note(f"{told}; put a header row above it if they are others", stacklevel=5)
     else:
         names = [name or f"Unnamed: {place}" for place, name in enumerate(first)]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"two columns are called {twice[0]!r}; rename one in the first line")
+    if len({*names}) < len(names):
+        raise ValueError(
+            f"two columns are called {max(names, key=names.count)!r}; rename one in the first line"
+        )
     commas = any(re.fullmatch(r"-?\d+,\d+", cell) for row in others for cell in row)
     try:
         lines, quoting = _lines(text, sep), csv.QUOTE_MINIMAL
@@ -118,7 +120,7 @@ def _fields(rows: Iterable[str], sep: str, **kwargs) -> Iterator[list[str]]:
 
 
 def _separator(head: list[str], least: int) -> str:
-    """That by which all lines have equally many fields, and most are numbers, or the first line's; last blanks."""
+    """The one that makes equally many fields of each line and most numbers, else the first line's."""
 
     def rank(sep: str) -> tuple[bool, bool, int]:
         rows = list(_fields([row.rstrip(" ") for row in head], sep))
@@ -174,12 +176,14 @@ def _read(text: str, commas: bool, **form) -> pd.DataFrame:
         if not is_named(name, "user") and not is_named(name, "item"):
             with suppress(ValueError, AttributeError):  # text that holds no numbers, and what is no text
                 ratings[name] = pd.to_numeric(ratings[name].str.replace(",", "."))
-    zeros = re.search(rf'(^|[-\s"{form["sep"]}])(0\d|\+\d|\d{{19}})', text)
+    zeros = re.search(rf'[-\s"{form["sep"]}]([0+]\d|\d{{19}})', f"\n{text}")
     floats = ratings.select_dtypes("float")
     odd = ratings.columns if zeros else floats.columns[~(floats % 1 > 0).any()]
     odd = [name for name in odd if not is_named(name, "rating")]
     for name, ids in pd.read_csv(StringIO(text), **form, dtype=str, usecols=odd).items() if odd else ():
         ids, column = ids.str.strip(), ratings[name]
+        if ids.str.contains(",").any():
+            continue
         if ids.str.match(r"0\d|-?\d{19}").any():
             ratings[name] = ids
         elif column.dtype.kind in "iuf" and ids.nunique() > column.nunique():
