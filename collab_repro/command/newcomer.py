@@ -46,6 +46,6 @@ def stars(given: list[str]) -> pd.Series:
             raise BadRatings(f"{text} has the ratings of several users; give those of one")
         sure = {n: is_named(n, "rating") - is_named(n, "item") - ("title" in str(n).lower()) for n in table}
         title, *_, star = sorted(table, key=sure.get)
-        parts.append(pd.Series(table[star].to_numpy(), table[title].astype(object)))
+        parts.append(pd.Series(table[star].to_numpy(), pd.Index(table[title], dtype=object)))
     stars = pd.concat(parts)
     return stars[~stars.index.duplicated(keep="last")]
