@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from fastai.learner import load_learner
+from test_interpret import made
 from tqdm import tqdm
 
 from collab_repro import (
@@ -26,6 +27,7 @@ from collab_repro import (
     load_ratings,
     movie_bias,
     predict,
+    recommend,
     similar_movies,
 )
 from collab_repro.__main__ import main, parser
@@ -244,19 +246,21 @@ def test_stars_of_ones_own_are_read_by_their_names(tmp_path):
         "e.csv": "stars,what\n5,Film 06 (1935)\n3,Film 07 (1935)\n",
     }.items():
         (tmp_path / name).write_text(content)
-        assert stars([str(tmp_path / name), "Heat = 4"]).to_dict() == read | {"Heat": "4"}
+        assert stars([str(tmp_path / name), "Heat = 4"]) == read | {"Heat": "4"}
     for content, names in {
         "Film 06 (1935),5\nFilm 07 (1935),3\n": "title, stars",
         "1,Film 06 (1935),5,x\n1,Film 07 (1935),3,\n": "user, item, rating, column 3",
     }.items():
         (tmp_path / "a.csv").write_text(content)
         with pytest.warns(UserWarning, match=f"the columns are {names};"):
-            assert stars([str(tmp_path / "a.csv")]).to_dict() == read
+            assert stars([str(tmp_path / "a.csv")]) == read
     (tmp_path / "a.csv").write_text("user,item,rating\n1,7,5\n2,8,3\n")
     with pytest.raises(BadRatings, match="has the ratings of several users; give those of one"):
         stars([str(tmp_path / "a.csv")])
     (tmp_path / "a.csv").write_text("movieId,rating\n7,5\n8,3\n")
-    assert type(stars([str(tmp_path / "a.csv")]).index[0]) is int, "as a message shows it"
+    kept = made(np.random.default_rng(0).normal(size=(6, 3)), bias=np.arange(6.0))
+    with pytest.raises(UnknownTitle, match="no title 7"):
+        recommend(kept, stars([str(tmp_path / "a.csv")]))
 
 
 def test_decimal_commas_zeros_and_long_ids(tmp_path):

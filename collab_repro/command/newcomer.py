@@ -32,9 +32,9 @@ def recommend_command(args: argparse.Namespace, ratings: None, bar: tqdm) -> Non
     print(best.to_markdown(index=False, disable_numparse=True, colalign=["left", "right", "right", "left"]))
 
 
-def stars(given: list[str]) -> pd.Series:
+def stars(given: list[str]) -> dict:
     """Stars by title from TITLE=STARS and files, where they are the columns called so or first and last."""
-    parts = []
+    rated = {}
     for text in given:
         title, equals, number = text.rpartition("=")
         if not equals and Path(text).suffix.lower() not in SUFFIXES:
@@ -46,6 +46,5 @@ def stars(given: list[str]) -> pd.Series:
             raise BadRatings(f"{text} has the ratings of several users; give those of one")
         sure = {n: is_named(n, "rating") - is_named(n, "item") - ("title" in str(n).lower()) for n in table}
         title, *_, star = sorted(table, key=sure.get)
-        parts.append(pd.Series(table[star].to_numpy(), pd.Index(table[title], dtype=object)))
-    stars = pd.concat(parts)
-    return stars[~stars.index.duplicated(keep="last")]
+        rated |= zip(table[title].tolist(), table[star].tolist(), strict=True)
+    return rated
