@@ -92,9 +92,7 @@ def _table(text: str, least: int) -> pd.DataFrame:
     else:
         names = [name or f"Unnamed: {place}" for place, name in enumerate(first)]
     if len({*names}) < len(names):
-        raise ValueError(
-            f"two columns are called {max(names, key=names.count)!r}; rename one in the first line"
-        )
+        raise ValueError(f"two columns are called {max(names, key=names.count)!r}; rename one of them")
     commas = any(re.fullmatch(r"-?\d+,\d+", cell) for row in others for cell in row)
     try:
         lines, quoting = _lines(text, sep), csv.QUOTE_MINIMAL
