@@ -67,7 +67,8 @@ def through_fastai(checked, users, items):
 
 
 def test_columns_and_index():
-    first_three = check_ratings(PLAIN.assign(extra="x"))
+    with pytest.warns(UserWarning, match="taking 'who' as the user"):
+        first_three = check_ratings(PLAIN.assign(extra="x"))
     assert first_three.to_dict("list") == PLAIN.to_dict("list") and list(first_three.index) == list(range(N))
     named = check_ratings(PLAIN[["stars", "film", "who"]], "who", "film", "stars")
     pd.testing.assert_frame_equal(named, first_three)

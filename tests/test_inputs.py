@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from fastai.learner import load_learner
+from test_interpret import made
 from tqdm import tqdm
 
 from collab_repro import (
@@ -26,10 +27,12 @@ from collab_repro import (
     load_ratings,
     movie_bias,
     predict,
+    recommend,
     similar_movies,
 )
 from collab_repro.__main__ import main, parser
 from collab_repro.command import ratings as command_ratings
+from collab_repro.command.newcomer import stars
 from collab_repro.command.ratings import at_command_line, ratings_for
 from collab_repro.evidence.eight_runs import run_learner
 from collab_repro.interpret import UnknownId, UnknownTitle
@@ -41,7 +44,8 @@ USUAL = [
     "userId,movieId,rating,timestamp -> userId,movieId,rating",
     "user_id:token,item_id:token,rating:float -> user_id:token,item_id:token,rating:float",
     "User-ID,ISBN,Book-Rating -> User-ID,ISBN,Book-Rating",
-    "a,b,c,d -> a,b,c",
+    "a,b,c -> a,b,c",
+    "candidate,who,what -> candidate,who,what",
 ]
 TOLD = [
     "user,title,votes,rating -> user,title,rating",
@@ -52,6 +56,14 @@ TOLD = [
     "Unnamed: 0,who,what,how -> who,what,how",
     "index,who,what,how -> who,what,how",
     "a,b,unix_time,c -> a,b,c",
+    "who,updateDate,reviewdate,candidate,sentiment -> who,candidate,sentiment",
+    "a,b,c,d -> a,b,c",
+    "user,Alien,Heat,Fargo -> user,Alien,Heat",
+    "user,item,num_ratings,value -> user,item,value",
+    "user,title,average_rating,my_rating -> user,title,my_rating",
+    "user,title,helpful,My Rating -> user,title,My Rating",
+    "user,item,voteCount,mean-score,country -> user,item,country",
+    "user,item,when,N,avgRating -> user,item,when",
     "stars,film,who -> who,film,stars",
     "reviewerID,asin,reviewerName,reviewText,overall -> reviewerID,asin,overall",
     "score,username,user_id,movieId,movie_title -> user_id,movie_title,score",
@@ -92,9 +104,9 @@ def test_a_checked_frame_keeps_its_columns_whatever_they_are_called(planted):
 
 
 def test_a_column_that_is_called_0_is_a_name_too():
-    ratings = pd.DataFrame([], columns=range(4))
+    ratings = pd.DataFrame([], columns=range(3))
     assert columns_of(ratings, 1, 0) == [1, 0, 2]
-    kept(ratings, columns=[0, 1, 2, 3])
+    kept(ratings, columns=[0, 1, 2])
     with pytest.warns(UserWarning, match="taking 1 as the user, 2 as the item, 0 as the rating"):
         assert columns_of(ratings, rating=0) == [1, 2, 0]
 
@@ -134,8 +146,10 @@ FORMS = {
     "Excel.csv": f"sep=;\n{table(';')}",
     "quoted.csv": table().replace("Film 1", '"Film 1"'),
     "titles of two lines.csv": table().replace("Film 1", '"Film\n1, or so"'),
+    "titles of two lines with commas.csv": table().replace("Film 1", '"Film, a, b\n1, or so"'),
+    "blanks round quotes.csv": '"' + table('" , "').replace("\n", '" \n"')[:-1],
     "marks are letters.tsv": table("\t").replace("\tFilm 1\t", '\t"Film\t'),
-    **{f"{code}.csv": table(film="Été").encode(code) for code in ("utf-16", "utf-8-sig")},
+    **{f"{code}.csv": table(film="Été").encode(code) for code in ("utf-16", "utf-32", "utf-8-sig")},
     "a.csv.gz": gzip.compress(table().encode()),
     "a.bz2": bz2.compress(table().encode()),
     "a.csv": lzma.compress(table().encode()),
@@ -180,6 +194,74 @@ def test_what_is_guessed_at_is_said(content, words, columns, tmp_path):
 def test_a_separator_has_equally_many_fields_in_all_lines(tmp_path):
     (tmp_path / "mine.csv").write_text("user;title, or, ids;rating\n1;a,b,c,d;3\n2;a,b,c;4\n")
     assert load_ratings(str(tmp_path / "mine.csv"))["title, or, ids"].tolist() == ["a,b,c,d", "a,b,c"]
+
+
+@pytest.mark.filterwarnings("ignore:the first line .* is no header")
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        ("ann,F1,5 \nbob,F2,3 \n", [("ann", "F1", 5), ("bob", "F2", 3)]),
+        ("1;F1, The;3,5\n2;F2, A;4,0\n", [(1, "F1, The", 3.5), (2, "F2, A", 4)]),
+        ("1;1;0,5;1231,0\n2;7;2,5;1232,0\n", [(1, 1, 0.5), (2, 7, 2.5)]),
+        ("1\tA Film A\t3\t\n2\tThe Film B\t4\tx\n", [(1, "A Film A", 3), (2, "The Film B", 4)]),
+        ("User ID;A Title;My Rating;A B C\n1;F1;3\n2;F2;4;x\n", [(1, "F1", 3), (2, "F2", 4)]),
+        ("user;title;rating;votes\n1;9.5;3,5;1.234\n2;A;4,0;2.0\n", [(1, "9.5", 3.5), (2, "A", 4)]),
+        ("who;what;how\n1;A;4,0\n2;B;4\n", [(1, "A", 4), (2, "B", 4)]),
+        ("user;isbn;rating\n1;7,5;3,5\n2;8,5;4\n", [(1, "7,5", 3.5), (2, "8,5", 4)]),
+        ("[UserID],[Title],[Rating]\n1,A,3\n2,B,4\n", [(1, "A", 3), (2, "B", 4)]),
+        (f"user,title,rating,{'x' * 300_000}\n1,A,3\n2,B,4\n", [(1, "A", 3), (2, "B", 4)]),
+        (
+            'user_id,business_id,stars,text\n1,B1,5,"Nice, cosy, warm, good.\nWould go again"\n'
+            '2,B2,4,"Go on 7, 8, 9, it\n\n3,or so, is,\nfine"\n'
+            '3,B3,1,"so\nit, was, not, ok"\n',
+            [(1, "B1", 5), (2, "B2", 4), (3, "B3", 1)],
+        ),
+    ],
+)
+def test_the_rows_are_those_of_the_file(content, rows, tmp_path):
+    for name in ("mine.csv", "mine.txt"):
+        (tmp_path / name).write_text(content)
+        assert [*load_ratings(str(tmp_path / name)).iloc[:, :3].itertuples(index=False, name=None)] == rows
+
+
+def test_numbers_written_in_two_ways_are_not_merged_in_silence(tmp_path):
+    file = tmp_path / "mine.csv"
+    for ids in ("1e3 10e2 1000 7", "1 1.0 2 3", "1 +1 2 3", "76561197970900001  76561197970900002 3"):
+        file.write_text("user,title,rating\n" + "".join(f"{user},A,4.0\n" for user in ids.split(" ")))
+        one, other, *_ = filter(None, ids.split(" "))
+        told = re.escape(f"column 'user' is kept as text, in which {one!r} and {other!r} are two ids")
+        with pytest.warns(UserWarning, match=told) as said:
+            users = load_ratings(str(file))["user"]
+        assert users.fillna("").tolist() == ids.split(" ") and said[0].filename == __file__
+    file.write_text("user,title,rating,seen\n1.0,+7,3,True\n2e0,+8,3.0,TRUE\n")
+    assert load_ratings(str(file)).to_numpy().tolist() == [[1, 7, 3, True], [2, 8, 3, True]]
+
+
+def test_stars_of_ones_own_are_read_by_their_names(tmp_path):
+    read = {"Film 06 (1935)": 5, "Film 07 (1935)": 3}
+    for name, content in {
+        "a.csv": "Movie Title,My Stars\nFilm 06 (1935),5\nFilm 07 (1935),3\n",
+        "b.tsv": "Movie Title\tMy Stars\nFilm 06 (1935)\t5\nFilm 07 (1935)\t3\n",
+        "c.csv": "user,title,rating\n1,Film 06 (1935),5\n1,Film 07 (1935),3\n",
+        "d.csv": "rating,timestamp,movieId,title\n5,1,1,Film 06 (1935)\n3,2,2,Film 07 (1935)\n",
+        "e.csv": "stars,what\n5,Film 06 (1935)\n3,Film 07 (1935)\n",
+    }.items():
+        (tmp_path / name).write_text(content)
+        assert stars([str(tmp_path / name), "Heat = 4"]) == read | {"Heat": "4"}
+    for content, names in {
+        "Film 06 (1935),5\nFilm 07 (1935),3\n": "title, stars",
+        "1,Film 06 (1935),5,x\n1,Film 07 (1935),3,\n": "user, item, rating, column 3",
+    }.items():
+        (tmp_path / "a.csv").write_text(content)
+        with pytest.warns(UserWarning, match=f"the columns are {names};"):
+            assert stars([str(tmp_path / "a.csv")]) == read
+    (tmp_path / "a.csv").write_text("user,item,rating\n1,7,5\n2,8,3\n")
+    with pytest.raises(BadRatings, match="has the ratings of several users; give those of one"):
+        stars([str(tmp_path / "a.csv")])
+    (tmp_path / "a.csv").write_text("movieId,rating\n7,5\n8,3\n")
+    kept = made(np.random.default_rng(0).normal(size=(6, 3)), bias=np.arange(6.0))
+    with pytest.raises(UnknownTitle, match="no title 7"):
+        recommend(kept, stars([str(tmp_path / "a.csv")]))
 
 
 def test_decimal_commas_zeros_and_long_ids(tmp_path):
@@ -239,13 +321,20 @@ def having(column, values):
 
 
 def test_ids_that_stand_for_nothing_and_those_alike():
-    users = FRAME["user"].astype(str).replace
-    for text in ("NULL", "nan", "NA", "None", "<NA>", "n/a"):
+    users = ("u" + FRAME["user"].astype(str)).replace
+    words = ["NULL", "nan", "NA", "None", "<NA>", "n/a", r"\N", "(null)", "nil", "?", "-", "#VALUE!", "#N/A"]
+    for text in words:
         with pytest.raises(BadRatings, match=r"row 30 .*: no id as it seems"):
-            check_ratings(having("user", users("7", text)))
-    assert "NA" in set(check_ratings(having("title", FRAME["title"].replace("Film 1", "NA")))["title"])
-    with pytest.raises(BadRatings, match="no id as it seems"):
-        check_ratings(having("title", FRAME["title"].str.removeprefix("Film ").replace("1", "NA")))
+            check_ratings(having("user", users("u7", text)))
+    for text in words:
+        named, numbered = FRAME["title"].replace("Film 1", text), FRAME["title"].str.removeprefix("Film ")
+        if text in ("NA", "nil", "?", "-"):
+            assert text in set(check_ratings(having("title", named))["title"])
+        else:
+            with pytest.raises(BadRatings, match="no id as it seems"):
+                check_ratings(having("title", named))
+        with pytest.raises(BadRatings, match="no id as it seems"):
+            check_ratings(having("title", numbered.replace({"1": text, "2": "-"})))
     title = FRAME["title"]
     spelt = having("title", title.where(FRAME.index % 3 > 0, title.str.upper()))  # each both ways
     spelt, title = (mixed.take(np.random.default_rng(0).permutation(150)) for mixed in (spelt, title))

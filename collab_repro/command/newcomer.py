@@ -11,6 +11,7 @@ from ..recommending.learned import Learned
 from ..recommending.unseen import recommend
 from ..sources import SUFFIXES, BadRatings, load_own
 from ..sources.files import FileError
+from ..sources.roles import is_named
 
 
 def recommend_command(args: argparse.Namespace, ratings: None, bar: tqdm) -> None:
@@ -39,16 +40,19 @@ def recommend_command(args: argparse.Namespace, ratings: None, bar: tqdm) -> Non
     print(best.to_markdown(index=False, disable_numparse=True, colalign=["left", "right", "right", "left"]))
 
 
-def stars(given: list[str]) -> pd.Series:
-    """Stars by title, as text, from TITLE=STARS and names of files, the last for each title."""
-    parts = []
+def stars(given: list[str]) -> dict:
+    """Stars by title from TITLE=STARS and files, where they are the columns called so or first and last."""
+    rated = {}
     for text in given:
         title, equals, number = text.rpartition("=")
         if not equals and Path(text).suffix.lower() not in SUFFIXES:
             raise BadRatings(f"--rate {text!r} is neither TITLE=STARS nor the path of a table")
-        table = pd.DataFrame([[title.strip(), number.strip()]]) if equals else load_own(text)
+        table = pd.DataFrame([[title.strip(), number.strip()]]) if equals else load_own(text, least=2)
         if table.shape[1] < 2:
-            raise BadRatings(f"{text} has one column; it needs titles in the first, stars in the second")
-        parts.append(pd.Series(table.iloc[:, 1].to_numpy(), table.iloc[:, 0]))
-    stars = pd.concat(parts)
-    return stars[~stars.index.duplicated(keep="last")]
+            raise BadRatings(f"{text} has one column; it needs one of titles and one of stars")
+        if any(is_named(name, "user") and table[name].nunique() > 1 for name in table):
+            raise BadRatings(f"{text} has the ratings of several users; give those of one")
+        sure = {n: is_named(n, "rating") - is_named(n, "item") - ("title" in str(n).lower()) for n in table}
+        title, *_, star = sorted(table, key=sure.get)
+        rated |= zip(table[title].tolist(), table[star].tolist(), strict=True)
+    return rated

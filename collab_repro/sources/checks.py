@@ -11,7 +11,8 @@ from .notes import BadRatings, kept, note
 from .roles import columns_of, is_named
 
 Y_RANGE = (0, 5.5)  # the chapter's
-MISSING = {"null", "nan", "none", "nat", "n/a", "#n/a", "<na>", "na"}  # as programs write them
+MISSING = {"null", "(null)", r"\n", "nan", "none", "nat", "n/a", "#n/a", "<na>", "#value!", "#ref!", "#name?"}
+DOUBTFUL = {"na", "n.a.", "nil", "?", "-", "--", ".", "undefined"}  # as programs write them, but maybe titles
 MOST = 21  # different whole numbers in a scale of ratings, unless the column is named so
 
 
@@ -163,10 +164,10 @@ def _check_ids(
         exact = values.astype(object)
         folded = pd.Series([fold(" ".join(normalize("NFC", text).split())) for text in values], dtype=object)
         plain = folded.str.casefold()
-        numbers = plain.str.fullmatch(r"\d+").sum() >= len(plain) - 1
-        missing = plain.isin(MISSING) & ((plain != "na") | numbers | (fold is str))  # a film may be called NA
+        missing, doubtful = plain.isin(MISSING), plain.isin(DOUBTFUL)
+        sure = fold is str or (missing | doubtful | plain.str.fullmatch(r"\d+")).all()  # all others numbers
         wrongs = {"a blank id": plain == "", "fastai's unknown id": plain == "#na#"}
-        wrongs["no id as it seems, but what programs write for a missing one"] = missing
+        wrongs["no id as it seems, but what programs write for a missing one"] = missing | (doubtful & sure)
         for problem, wrong in wrongs.items():
             _refuse(column, wrong, problem, "drop such rows or rename it", codes)
         again = folded.duplicated()

@@ -14,9 +14,12 @@ ROLES = {  # names without case, blanks and signs; the first kind is preferred, 
         "(user|reviewer|profile|member)name|nickname",
     ],
     "item": [f"{ITEM}?title", f"({ITEM}|course|app)s?(id)?|iid|isbn|asin", f"{ITEM}name"],
-    "rating": ["(book|movie|user|star|review)?(rating|score)s?|stars?|rate|ratingvalue", "overall|grade"],
+    "rating": ["(book|movie|user|star|review|my)?(rating|score)s?|stars?|rate|ratingvalue", "overall|grade"],
 }
-NEITHER = r"(unnamed\d*|index|level\d|id|row|rowid|\w*(time|date)\w*)?"  # none of the three
+NEITHER = r"(unnamed\d*|index|level\d|id|row|rowid)?"  # none of the three
+WORD = r"(?:^|[\W\d_]|(?<=[a-z])(?=[A-Z]))"  # begins here, also in camelCase
+TIME = re.compile(WORD + "(?i:unix|review|rating|release|up)?(?i:date|time)")
+OF_MANY = re.compile(WORD + "(?i:average|avg|mean|num|number|n|count|total)(?![a-z])")
 
 
 def columns_of(
@@ -26,8 +29,9 @@ def columns_of(
 
     `userId`, `movie_title` or `Book-Rating` say what they are; titles are preferred to ids. Without such a
     name a role takes the first column that is left, whose name says neither another role nor a time or an
-    index of pandas. A warning tells which were taken where they aren't simply the first three, with `title`
-    for the second. Raises `BadRatings` where a role has no column, or several that are called so.
+    index of pandas; averages and counts come last. A warning tells which were taken where they aren't simply
+    the first three, with `title` for the second, or there are more and a name doesn't say it. Raises
+    `BadRatings` where a role has no column, or several that are called so.
     """
     if not isinstance(ratings, pd.DataFrame):
         raise BadRatings(f"ratings of type {type(ratings).__name__}: pd.DataFrame(ratings) makes a DataFrame")
@@ -43,8 +47,9 @@ def columns_of(
             raise BadRatings(f"{both} may each be the {role}; pass {role}_name={called[0]!r} or another")
         if called:
             taken[role] = called[0]
-    left = (name for name in columns if name not in taken.values() and not _is(name, NEITHER))
-    left = (name for name in left if not any(is_named(name, role) for role in ROLES))
+    left = [name for name in columns if name not in taken.values() and not _is(name, NEITHER)]
+    left = [n for n in left if not TIME.search(str(n)) and not any(is_named(n, role) for role in ROLES)]
+    left = iter(sorted(left, key=lambda name: bool(OF_MANY.search(str(name)))))
     names = [taken[role] if role in taken else next(left, None) for role in ROLES]
     for role, name in zip(ROLES, names, strict=True):
         if (count := columns.count(name)) != 1:
@@ -60,8 +65,8 @@ def columns_of(
         remedy = "ratings.columns = ratings.columns.map(str) makes it text"
         raise BadRatings(f"the column name {odd[0]!r} is neither text nor a number; {remedy}")
     usual = columns[0], "title" if "title" in columns else columns[1], columns[2]
-    own = zip(given.values(), names, usual, strict=True)
-    if any(one is None and name != place for one, name, place in own):
+    own = [(role, *two) for role, *two in zip(ROLES, names, usual, strict=True) if given[role] is None]
+    if any(name != place or (len(columns) > 3 and not is_named(name, role)) for role, name, place in own):
         told = ", ".join(f"{name!r} as the {role}" for role, name in zip(ROLES, names, strict=True))
         note(f"taking {told}; pass {'_name=, '.join(ROLES)}_name= if not so", stacklevel=4)
     return names
