@@ -35,7 +35,7 @@ class FusedAdam(Optimizer):
         settings |= {"weight_decay": wd, "amsgrad": False, "maximize": False}
         # The kernel runs straight through memory: where a table has gaps, as a slice has, it gets a copy.
         dense = [p.contiguous() for p in params]
-        grads = [grad.contiguous() for grad in grads]
+        grads = [grad if grad.is_sparse else grad.contiguous() for grad in grads]
         torch._fused_adamw_(dense, grads, averages, squares, [], steps, **settings)
         for p, stepped in zip(params, dense, strict=True):
             if stepped is not p:
