@@ -170,8 +170,8 @@ import warnings
 warnings.simplefilter("error")
 import collab_repro
 warnings.filterwarnings("ignore", "1 of 2 validation rows")  # our own
-ratings = collab_repro.planted_ratings(60, 45, 1280, seed=1)[0]
-ratings["title"] = ratings["title"].where(ratings.index > 0, "only held out")
+ratings = collab_repro.planted_ratings(60, 45, 1280, seed=1)[0][["user", "movie", "rating"]]
+ratings["movie"] = ratings["movie"].where(ratings.index > 0, 10_000)  # only held out
 collab_repro.fit([collab_repro.learner(ratings, split=[0, 5], n_factors=5)], 1)
 """
 
