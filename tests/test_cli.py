@@ -21,6 +21,7 @@ from test_kills import forked
 from collab_repro import Learned, recommend
 from collab_repro.__main__ import main, parser
 from collab_repro.bench.accuracy import ENSEMBLE
+from collab_repro.command import folder, report
 from collab_repro.command.folder import CURVES
 from collab_repro.interpret import suggest
 
@@ -402,3 +403,33 @@ def test_an_interrupt_is_one_line_and_exit_code_130(finished, own_csv, tmp_path,
     _, said = log.read_text().splitlines()
     assert said.startswith("collab_repro: interrupted")
     assert files(out) == before
+
+
+# --- details of the report and the figures --------------------------------------------------------
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_the_paired_difference_is_told_from_two_seeds_on(seeds):
+    each = [(model, seed) for model in MODELS for seed in range(seeds)]
+    curves = pd.DataFrame(each, columns=["model", "seed"]).assign(epoch=0, train_loss=0.8)
+    curves["valid_loss"] = [0.90, 0.92, 0.91, 0.95][: 2 * seeds]
+    told = report._paired(curves)
+    assert [line.split(" ends at a validation MSE of ")[1] for line in told] == (
+        [] if seeds == 1 else ["+0.0200 (95 % interval -0.1071 to +0.1471, 2 paired seeds)."]
+    )
+
+
+def test_cost_is_drawn_in_microseconds_a_rating(tmp_path):
+    costs = pd.DataFrame({name: [4.0, 8.0] for name in folder.SCALE})
+    costs.assign(ratings_per_s=[1e6, 4e6]).to_csv(tmp_path / "bench-scale.csv", index=False)
+    (plot,) = folder._drawings(tmp_path / "bench-scale.csv").values()
+    lines = {tuple(line.get_ydata()) for line in plot().lines}
+    assert (1.0, 0.25) in lines
+
+
+def test_a_figure_that_cannot_be_drawn_is_left_out_with_its_reason(tmp_path):
+    def plot():
+        raise ValueError("two titles\nat least")
+
+    said = folder._draw_one(plot, tmp_path / "bias-X.png")
+    assert said == ("bias-X.png is left out: two titles at least", []) and not list(tmp_path.iterdir())
