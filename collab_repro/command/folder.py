@@ -34,7 +34,7 @@ BOXES = "some letters are drawn as boxes; a font like Noto Sans CJK, once instal
 
 
 def save(out: Path, curves: pd.DataFrame, learned: dict[str, Learned], report: str) -> list[Path]:
-    """Write curves.csv, learned-MODEL.npz, report.md and figures, each whole or not. Raises OSError."""
+    """Write curves.csv, learned-MODEL.npz, report.md and figures, each whole or not at all (OSError)."""
     files = [out / "curves.csv", out / "report.md"]
     write_table(files[0], curves)
     for name, tables in learned.items():

@@ -73,7 +73,7 @@ def reproduce(
 
     Columns: data, run, model, split, epoch (from 0), train_loss, valid_loss (MSE). The CSV at `path` grows
     as training goes on: splits it holds for ratings of the same content (`data_name`) and number of epochs
-    are not trained again, and other data's stay, above. `progress` is told how many model-epochs were done.
+    are not trained again; rows of other data stay, above. `progress` is told how many model-epochs were done.
     `replacement` as in `run_learner`, `wd` for the runs with .1 (the others have a tenth), `settings` of
     `learner`: `data` says what of these is not the chapter's.
     Raises `FileError` when `path` holds anything else, `BadRatings`, `DivergedError`, OSError.

@@ -178,8 +178,8 @@ def few_threads(work: int) -> Iterator[None]:
 def no_subnormals() -> Iterator[None]:
     """Let the CPU take numbers nearer to zero than 1e-38 for zero, then as the caller had it.
 
-    Adam's averages of titles seldom rated shrink to such numbers, and reckoning with one takes as long as
-    with a hundred others. A weight is the same to the bit: what they would add to it is far below its last.
+    Adam's averages of titles seldom rated shrink to such numbers, with which a CPU reckons many times more
+    slowly. A weight is the same to the bit: what they would add to it is far below its last.
     Each thread has a setting of its own, so nothing is changed where PyTorch uses several.
     """
     if torch.get_num_threads() > 1:
